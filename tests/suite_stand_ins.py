@@ -1,11 +1,14 @@
 """Small stand-ins for sets of the suite, in the layouts of the real ones."""
 
 import io
+import json
 import tarfile
 import zlib
 from typing import ClassVar
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from PIL import Image
 
 from clip_jax import preprocess
@@ -103,14 +106,14 @@ def write_folders(place, folders, seed):
   return truth
 
 
-def write_stl10(root):
+def write_stl10(root, version="1.0.0"):
   import tensorflow_datasets as tfds
 
   truth = [(500 + i, STL10[i % 10]) for i in range(12)]
   with tfds.core.registered.skip_registration():
 
     class Stl10(tfds.core.GeneratorBasedBuilder):
-      VERSION = tfds.core.Version("1.0.0")
+      VERSION = tfds.core.Version(version)
       url_infos: ClassVar[dict] = {}
 
       def _info(self):
@@ -163,6 +166,25 @@ def write_cifar10_1(root):
 
   Cifar10_1(data_dir=root, file_format="array_record").download_and_prepare()
   return truth
+
+
+def write_svhn(root):
+  """The hub's Parquet files, in the folder of a config; (seed, class)."""
+  truth = [(800 + i, i * 7 % 10) for i in range(20)]
+  names = [str(digit) for digit in range(9, -1, -1)]
+  label = {"names": names, "_type": "ClassLabel"}
+  about = {"info": {"features": {"image": {"_type": "Image"}, "label": label}}}
+  place = root / "svhn" / "cropped_digits"
+  place.mkdir(parents=True)
+  for number, part in enumerate((truth[:12], truth[12:])):
+    images = [{"bytes": png(seed), "path": None} for seed, _ in part]
+    labels = [names.index(str(digit)) for _, digit in part]
+    table = pa.table({"image": images, "label": labels})
+    table = table.replace_schema_metadata({"huggingface": json.dumps(about)})
+    pq.write_table(table, place / f"test-{number:05}-of-00002.parquet")
+  (place / "train-00000-of-00001.parquet").write_bytes(b"not read")
+  words = data_sets.classes_of("svhn").names
+  return [(seed, words[digit]) for seed, digit in truth]
 
 
 def write_flickr8k(root):

@@ -126,6 +126,62 @@ def test_labels_have_the_names_that_the_schema_tells(tmp_path, labelled):
       source[slot]
 
 
+@pytest.mark.parametrize("scheme", ["parquet", "hf"])
+def test_each_files_numbers_are_those_of_its_own_names(tmp_path, png, scheme):
+  _write_classes(tmp_path, png, scheme, NAMES, NAMES, NAMES)
+  same = sources.open_source(f"{scheme}:{tmp_path}")
+  assert [same[i].label for i in range(9)] == [0, 1, 2] * 3
+  orders = ["sea lion", "ant", "Bee"], ["Bee", "sea_lion", "ant"]
+  _write_classes(tmp_path, png, scheme, NAMES, *orders)
+  source = sources.open_source(f"{scheme}:{tmp_path}")
+  assert source.class_names == ("sea lion", "ant", "Bee")
+  found = [source[i] for i in range(9)]
+  assert [record.label for record in found] == [0, 1, 2, 0, 1, 2, 2, 0, 1]
+  assert [record.texts[0] for record in found[6:]] == ["Bee", "sea lion", "ant"]
+  (tmp_path / "names.txt").write_text("x\ny\nz\n")
+  named = f"{scheme}:{tmp_path}?classes={tmp_path}/names.txt"
+  renamed = sources.open_source(named)
+  assert [renamed[i].texts[0] for i in range(9)] == [*"xyzxyzzxy"]
+  _write_classes(
+    tmp_path, png, scheme, NAMES, NAMES, ["sea lion", "ant", "bee"]
+  )
+  other = sources.open_source(named)
+  assert [other[i].label for i in range(9)] == [0, 1, 2] * 3
+  for lists, message in (
+    ([NAMES, ["sea lion", "ant", "bee"]], r"1\.\w+ has the class 'bee', which"),
+    ([NAMES, ["ant", "sea lion"]], r"1\.\w+ lacks the class 'Bee'"),
+    ([NAMES, None, NAMES[::-1]], r"1\.\w+ does not name the classes"),
+    ([None, NAMES, NAMES[::-1]], r"1\.\w+ names the classes"),
+    ([["a", "a", "b"], ["a", "b", "a"]], "several have the same name"),
+  ):
+    _write_classes(tmp_path, png, scheme, *lists)
+    with pytest.raises(errors.UserError, match=message):
+      sources.open_source(f"{scheme}:{tmp_path}")
+  _write_classes(tmp_path, png, scheme, NAMES, None)
+  assert sources.open_source(f"{scheme}:{tmp_path}")[4].texts == ("ant",)
+
+
+def _write_classes(place, png, scheme, *lists):
+  """Writes a file for each list of names, with the labels 0, 1 and 2."""
+  for old in (*place.glob("*.parquet"), *place.glob("*.arrow")):
+    old.unlink()
+  for number, names in enumerate(lists):
+    labels = [0, 1, 2] if names is None or len(names) > 2 else [0, 1, 0]
+    columns = {"image": _images(png, range(3)), "label": labels}
+    label = {"names": names, "_type": "ClassLabel"}
+    features = {
+      "image": {"_type": "Image"},
+      **({"label": label} if names else {}),
+    }
+    path = place / f"{number}.parquet"
+    _write(path, columns, features=features)
+    if scheme == "hf":
+      table = pq.read_table(path)
+      with pa.ipc.new_stream(path.with_suffix(".arrow"), table.schema) as out:
+        out.write_table(table)
+      path.unlink()
+
+
 def test_labels_may_be_texts_or_have_their_names_in_a_file(tmp_path, png):
   images = _images(png, range(3))
   _write(tmp_path / "text.parquet", {"image": images, "class": list("cab")})
@@ -210,6 +266,8 @@ def _none(kind):
     ({"n": [1], "text": ["x"]}, "", r"no column of images.*'n' \(int64\)"),
     ({"image": [b"x"], "n": [1]}, "", "neither captions nor labels"),
     ({"image": [b"x"], "a": ["x"], "b": ["x"]}, "", "neither captions nor"),
+    ({"image": [b"x"], "file_name": ["1.jpg"]}, "", "neither captions nor"),
+    ({"image": [b"x"], "original_path": ["x"]}, "", "neither captions nor"),
     ({"a": [b"x"], "b": [b"x"], "text": ["x"]}, "", "several columns may hold"),
     ({"image": [b"x"], "text": ["x"]}, "caption=txet", "Did you mean 'text'"),
     ({"image": [b"x"], "text": ["x"]}, "label=image", "cannot be the label"),

@@ -2,6 +2,7 @@
 
 import io
 import pickle
+import shutil
 import sys
 from typing import ClassVar
 
@@ -9,7 +10,8 @@ import pytest
 
 import bucket_stand_in
 from clip_jax import errors
-from clip_jax.data import sources
+from clip_jax.data import account, sources
+from clip_jax.data.sources import tfds_prepared
 
 N = 5
 # The classes of an image, and those that have an object that is not difficult.
@@ -65,6 +67,20 @@ def data_dir(tmp_path_factory, png):
       }
     )
 
+  class TinyKeys(TinyPairs):
+    own_features = features.FeaturesDict(
+      {
+        "image": features.Image(shape=(None, None, 3)),
+        "label": features.ClassLabel(names=["sea_lion", "ant"]),
+        "file_name": features.Text(),
+      }
+    )
+
+    def _generate_examples(self):
+      for i in range(N):
+        example = {"image": io.BytesIO(png(i)), "label": i % 2}
+        yield i, {**example, "file_name": f"test_{i}" if i else ""}
+
   names = features.ClassLabel(names=["sea_lion", "ant", "bee"])
 
   class TinyObjects(TinyPairs):
@@ -88,7 +104,7 @@ def data_dir(tmp_path_factory, png):
         )
 
   directory = tmp_path_factory.mktemp("tfds")
-  for builder in (TinyPairs, TinyLabels, TinyObjects):
+  for builder in (TinyPairs, TinyLabels, TinyKeys, TinyObjects):
     builder(
       data_dir=directory, file_format="array_record"
     ).download_and_prepare()
@@ -122,6 +138,66 @@ def test_labels_alone_give_their_names_as_texts(data_dir, png, monkeypatch):
   records = _by_image(sources.open_source("tfds:tiny_labels/train"), png)
   assert records[2].texts == ("sea lion",)
   assert records[3].texts == ("ant",)
+
+
+def test_names_of_files_are_no_captions(data_dir, png, read_all):
+  address = f"tfds:tiny_keys/train?data_dir={data_dir}"
+  source = sources.open_source(address)
+  records = _by_image(source, png)
+  assert [records[i].texts for i in range(N)] == [
+    ("sea lion",),
+    ("ant",),
+    ("sea lion",),
+    ("ant",),
+    ("sea lion",),
+  ]
+  assert account.of(source).remarks() == [
+    "Features, guessed by type and name: images from 'image', labels from "
+    "'label'; ?image=, ?caption= and ?label= choose others."
+  ]
+  named = sources.open_source(f"{address}&image=image&caption=file_name")
+  assert not account.of(named).remarks()
+  assert ("test_1",) in [getattr(x, "texts", ()) for x in read_all(named)]
+
+
+def test_a_feature_that_is_declared_but_not_stored_is_missing(
+  data_dir, png, monkeypatch, read_all
+):
+  import tensorflow_datasets as tfds
+
+  address = f"tfds:tiny_labels/train?data_dir={data_dir}"
+  features = tfds.features
+  declared = {
+    "image": features.Image(shape=(None, None, 3)),
+    "label": features.ClassLabel(names=["sea_lion", "ant"]),
+    "id": features.Text(),
+    "caption": features.Text(),
+    "mark": features.ClassLabel(names=["sea_lion", "ant"]),
+    "marks": features.Sequence(features.ClassLabel(names=["sea_lion", "ant"])),
+  }
+
+  def declare(*names):
+    some = features.FeaturesDict({name: declared[name] for name in names})
+    builder = tfds.builder_cls("tiny_labels")
+    monkeypatch.setattr(builder, "own_features", some)
+
+  declare("image", "label", "id")
+  records = _by_image(sources.open_source(address), png)
+  assert [records[i].texts[0] for i in (0, 1)] == ["sea lion", "ant"]
+  declare("image", "label", "caption", "mark")
+  assert read_all(sources.open_source(address)) == ["missing_caption"] * N
+  found = read_all(sources.open_source(f"{address}&label=mark"))
+  assert found == ["missing_caption"] * N
+  declare("image", "label", "mark")
+  found = _by_image(sources.open_source(f"{address}&ignored=mark"), png)
+  assert [(found[i].label, found[i].ignored) for i in (0, 1)] == [
+    (0, ()),
+    (1, ()),
+  ]
+  declare("image", "mark")
+  assert read_all(sources.open_source(address)) == ["missing_caption"] * N
+  declare("image", "label", "marks")  # TFDS cannot make a sequence of nothing.
+  assert read_all(sources.open_source(address)) == ["damaged_record"] * N
 
 
 def test_features_are_chosen_by_name(data_dir, png, read_all):
@@ -165,6 +241,38 @@ def test_what_is_not_there_is_a_short_error(
   with pytest.raises(errors.UserError, match=message) as error:
     sources.open_source(address)
   assert len(str(error.value)) < 500
+
+
+def test_versions_that_are_there_are_named(data_dir, tmp_path, monkeypatch):
+  import tensorflow_datasets as tfds
+
+  shutil.copytree(data_dir / "tiny_labels", tmp_path / "tiny_labels")
+  address = f"tfds:tiny_labels/train?data_dir={tmp_path}"
+  newer = tfds.core.Version("1.10.0")
+  monkeypatch.setattr(tfds.builder_cls("tiny_labels"), "VERSION", newer)
+  old = tmp_path / "tiny_labels" / "1.0.0"
+  with pytest.raises(tfds_prepared.NotPreparedError) as error:
+    sources.open_source(address)
+  told = (
+    "1.10.0. Prepared there: tiny_labels:1.0.0; write "
+    "tfds:tiny_labels:1.0.0/train. Or prepare this version with `tfds build"
+  )
+  assert told in str(error.value)
+  assert (error.value.wanted, error.value.versions) == (
+    "1.10.0",
+    ("tiny_labels:1.0.0",),
+  )
+  old_address = address.replace("/train", ":1.0.0/train")
+  assert len(sources.open_source(old_address)) == N
+  shutil.copytree(old, tmp_path / "tiny_labels" / "1.9.0")
+  shutil.copytree(old, tmp_path / "tiny_labels" / "other" / "2.0.0")
+  assert tfds_prepared.versions("tiny_labels:1.9.0", str(tmp_path)) == [
+    "tiny_labels:1.0.0",
+    "tiny_labels:1.9.0",
+    "tiny_labels/other:2.0.0",
+  ]
+  with pytest.raises(errors.UserError, match=r"tfds:tiny_labels/other:2.0.0/"):
+    sources.open_source(address.replace("/train", ":7.0.0/train"))
 
 
 def test_sequences_of_labels_and_classes_to_ignore_are_read(data_dir, png):

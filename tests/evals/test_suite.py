@@ -26,6 +26,7 @@ from suite_stand_ins import (
   write_folders,
   write_mnist,
   write_stl10,
+  write_svhn,
   write_tar,
 )
 
@@ -36,6 +37,7 @@ from clip_jax.evals.suite import (
   data_sets,
   layouts,
   measuring,
+  opening,
   result_files,
 )
 from clip_jax.models import variants
@@ -430,11 +432,49 @@ def test_classes_that_are_not_measured_are_left_out(tmp_path):
     (place / folder / "a.png").write_bytes(png(len(folder)))
   entry = data_sets.entries()["objectnet"]
   found = layouts.find(entry, tmp_path)
-  opened = layouts.open_found(entry, found)
-  assert (opened.count, opened.warnings) == (None, ())
+  opened = opening.open_found(entry, found)
+  assert opened.count == 113
+  told = f"folder:{place}?layout=classes holds 113 test images, but ObjectNet, "
+  (warning,) = opened.warnings
+  assert warning.startswith(told) and " has 18,574: " in warning
   result = measure(tmp_path, tmp_path / "out", "objectnet")["objectnet"]
   assert (result["status"], result["examples"]) == ("measured", 113)
   assert result["bad_records"] == {"other_class": 1}
+  assert result["warnings"] == [warning]
+  names = [*keys, "squeegee"]
+  write_tar(
+    tmp_path / "wds_objectnet" / "test" / "0.tar",
+    [
+      member
+      for i in range(114)
+      for member in ((f"{i}.png", png(i)), (f"{i}.cls", str(i).encode()))
+    ],
+  )
+  (tmp_path / "wds_objectnet" / "classnames.txt").write_text("\n".join(names))
+  found = layouts.find(entry, tmp_path)
+  assert opening.open_found(entry, found).count is None
+  result = measure(tmp_path, tmp_path / "tars", "objectnet")["objectnet"]
+  assert result["layout"] == "wds"
+  assert "holds 113 test images, but Obj" in result["warnings"][0]
+
+
+@pytest.mark.parametrize(
+  "name, count, damaged, is_told",
+  [
+    ("objectnet", 18574, 0, False),
+    ("objectnet", 18500, 0, False),
+    ("objectnet", 18300, 0, True),
+    ("objectnet", 50273, 0, True),
+    ("objectnet", 18000, 574, False),
+    ("imagenet_v2", 10000, 0, False),
+    ("imagenet_v2", 9999, 0, True),
+    ("eurosat", 5000, 0, False),
+  ],
+)
+def test_a_number_far_from_the_published_is_told(name, count, damaged, is_told):
+  entry = data_sets.entries()[name]
+  told = opening.count_warnings(entry, "a", count, damaged=damaged)
+  assert bool(told) == is_told
 
 
 def test_the_doctor_names_every_set_with_its_classes(data):
@@ -590,6 +630,25 @@ def test_openais_architectures_are_recognised():
   assert suite.architecture(Clip("ViT-H-14")) == ""
 
 
+def test_the_only_version_that_tfds_prepared_is_read(data, tmp_path):
+  root = tmp_path / "old"
+  write_stl10(root, "0.9.0")
+  (said,) = check.check(data_sets.choose("stl10"), str(root))
+  address = f"tfds:stl10:0.9.0/test?data_dir={root}"
+  told = f"{address} is read, the only version that is there; TFDS now prepares"
+  assert (said["data"], said["examples"]) == (address, 12)
+  assert said["choices"] == [f"{told} 1.0.0."]
+  result = measure(root, tmp_path / "a", "stl10")["stl10"]
+  usual = measure(data[0], tmp_path / "b", "stl10")["stl10"]
+  assert result["status"] == "measured"
+  assert result["values"] == usual["values"]
+  assert (result["data"], result["warnings"][0]) == (address, f"{told} 1.0.0.")
+  shutil.copytree(root / "stl10" / "0.9.0", root / "stl10" / "0.8.0")
+  (said,) = check.check(data_sets.choose("stl10"), str(root))
+  assert said["state"] == "wrong"
+  assert "Prepared there: stl10:0.8.0, stl10:0.9.0; write" in said["problem"]
+
+
 def test_the_crops_are_not_taken_for_the_whole_images(tmp_path):
   write_tar(
     tmp_path / "wds_voc2007/test/0.tar", [("0.png", png(0)), ("0.cls", b"1")]
@@ -597,6 +656,26 @@ def test_the_crops_are_not_taken_for_the_whole_images(tmp_path):
   entries = data_sets.entries()
   assert layouts.find(entries["voc2007"], tmp_path) is None
   assert layouts.find(entries["voc2007_crops"], tmp_path).layout == "wds"
+
+
+def test_signs_of_patterns_in_the_root_are_only_signs(data, tmp_path):
+  root = tmp_path / "da ta [1] {x,y} {0..2}*"
+  shutil.copytree(data[0], root)
+  truth = write_svhn(root)
+  found = measure(root, tmp_path / "a", "svhn,eurosat,mnist,stl10,flickr8k")
+  plain = measure(data[0], tmp_path / "b", "eurosat,mnist,stl10,flickr8k")
+  for name, usual in plain.items():
+    assert (found[name]["status"], found[name]["values"]) == (
+      "measured",
+      usual["values"],
+    )
+  scores, classes = scores_by_hand("svhn", truth)
+  top1 = (scores.argmax(1) == classes).mean()
+  assert (found["svhn"]["status"], found["svhn"]["examples"]) == (
+    "measured",
+    20,
+  )
+  assert found["svhn"]["values"]["accuracy"]["value"] == top1
 
 
 def test_a_parquet_of_another_split_is_not_measured(tmp_path):

@@ -213,6 +213,21 @@ def _touch(path):
     ),
     ("mnist", "mnist/test/0.parquet", "parquet:{0}/mnist/test"),
     (
+      "mnist",
+      "mnist/mnist/test-00000-of-00001.parquet",
+      "parquet:{0}/mnist/mnist/test*.parquet",
+    ),
+    (
+      "cifar10",
+      "cifar10/plain_text/test/0000.parquet",
+      "parquet:{0}/cifar10/plain_text/test",
+    ),
+    (
+      "imagenet",
+      "imagenet/default/validation/0000.parquet",
+      "parquet:{0}/imagenet/default/validation",
+    ),
+    (
       "flickr30k",
       "flickr30k/dataset_flickr30k.json",
       "coco:{0}/flickr30k/dataset_flickr30k.json/test",
@@ -237,6 +252,64 @@ def test_imagenets_test_images_without_labels_are_not_taken(tmp_path):
   assert (
     found.address == f"parquet:{tmp_path}/imagenet/data/validation*.parquet"
   )
+
+
+@pytest.mark.parametrize("path", ["{}-0.parquet", "{}/0.parquet"])
+@pytest.mark.parametrize("config", ["", "default"])
+def test_of_a_config_the_published_split_is_taken(tmp_path, path, config):
+  for split in ("test", "train", "validation"):
+    _touch(tmp_path / "imagenet" / config / path.format(split))
+  found = layouts.find(data_sets.entries()["imagenet"], tmp_path)
+  assert "/validation" in found.address and found.layout == "parquet"
+
+
+def test_of_several_configs_the_published_one_is_taken(tmp_path):
+  for config in ("cropped_digits", "full_numbers"):
+    for split in ("extra", "test", "train"):
+      name = f"{split}-00000-of-00002.parquet"
+      _touch(tmp_path / "svhn" / config / name)
+      _touch(tmp_path / "mnist" / config / name)
+  entries = data_sets.entries()
+  found = layouts.find(entries["svhn"], tmp_path)
+  assert (
+    found.address == f"parquet:{tmp_path}/svhn/cropped_digits/test*.parquet"
+  )
+  with pytest.raises(errors.UserError, match="cropped_digits, full_numbers; k"):
+    layouts.find(entries["mnist"], tmp_path)
+  _touch(tmp_path / "cifar10/plain_text/train-00000-of-00001.parquet")
+  with pytest.raises(errors.UserError, match="of a split for tests, nor class"):
+    layouts.find(entries["cifar10"], tmp_path)
+
+
+@pytest.mark.parametrize(
+  "files, taken",
+  [
+    (["test/unknown/1.JPEG", "val/n01440764/1.JPEG"], "imagenet/val"),
+    (["test/n01440764/1.JPEG", "val/n01440764/1.JPEG"], "imagenet/test"),
+    (["test/unknown/1.JPEG", "n01440764/1.JPEG"], "imagenet"),
+    (["test/unknown/1.JPEG", "val/unknown/1.JPEG"], "imagenet/test"),
+  ],
+)
+def test_a_split_without_a_known_class_is_taken_last(tmp_path, files, taken):
+  for file in files:
+    _touch(tmp_path / "imagenet" / file)
+  found = layouts.find(data_sets.entries()["imagenet"], tmp_path)
+  assert found.address == f"folder:{tmp_path}/{taken}?layout=classes"
+
+
+def test_numbers_are_imagenets_classes_in_folders_of_imagenet_v2_only():
+  entries = data_sets.entries()
+  table = data_sets.classes(entries["imagenet_v2"])
+  assert list(table.keys) == sorted(table.keys)  # The order of its numbers.
+  names = sorted(str(number) for number in range(1000))
+  assert names[:4] == ["0", "1", "10", "100"]
+  found = classes.match(names, table)
+  assert found.tolist() == [int(name) for name in names]
+  assert classes.match([f"{n:04}" for n in range(1000)], table)[999] == 999
+  assert classes.match(table.keys, table).tolist() == [*range(1000)]
+  for other in ("imagenet", "imagenet_sketch", "cifar100"):
+    with pytest.raises(errors.UserError, match="Give the classes"):
+      classes.match(names, data_sets.classes(entries[other]))
 
 
 def test_the_root_must_be_a_directory(tmp_path):

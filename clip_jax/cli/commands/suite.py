@@ -221,6 +221,7 @@ def doctor(arguments: argparse.Namespace) -> verb.Answer:
   for said in found:
     if said["state"] == check.WRONG:
       lines.append(f"{said['set']}: {said['problem']}")
+    lines += [f"{said['set']}: {choice}" for choice in said["choices"]]
   for said in found:
     if said["state"] == check.MISSING:
       note = f" ({said['note']})" if said["note"] else ""

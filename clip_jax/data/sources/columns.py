@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 
 from clip_jax import errors, json_text, terminal
-from clip_jax.data.sources import naming
+from clip_jax.data.sources import naming, usual_names
 
 _METADATA = b"huggingface"
 # With a slash in TFRecords, by TFDS and others.
@@ -21,19 +21,12 @@ _IMAGES = (
   *("image", "img", "picture", "image/encoded"),
   *naming.IMAGE_SUFFIXES,
 )
-_PATHS = ("filepath", "image_path", "img_path", "file_name", "filename", "path")
-_CAPTIONS = (
-  *("caption", "captions", "text", "texts", "txt", "title", "sentences"),
-  *("sentence", "raw", "TEXT", "alt_text", "description", "answer"),
-  *("captions/text", "image/caption"),
-)
 # Captions in a column for each, as `caption_0` to `caption_4`.
 _NUMBERED = re.compile(r"(caption|text|sentence)s?[_-]?\d+")
 _LABELS = (
   *("label", "labels", "cls", "class", "target", "fine_label"),
   "image/class/label",
 )
-_KEYS = re.compile(r"(.*_)?(key|url|id|ids|sha256|md5|license|split|source)_*")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,16 +70,15 @@ class Columns:
       and (self.label is None or is_label(fields[self.label]))
     )
 
-  def describe(self) -> str:
-    """Returns a phrase: what is read from which column."""
-    parts = [
-      f"{'paths of images' if self.has_paths else 'images'} from {self.image!r}"
-    ]
-    if self.captions:
-      parts.append(f"captions from {', '.join(map(repr, self.captions))}")
-    if self.label is not None:
-      parts.append(f"labels from {self.label!r}")
-    return ", ".join(parts)
+  def tell(self) -> str:
+    """Returns a sentence: what is read from which column."""
+    return usual_names.tell_guess(
+      "Columns",
+      image=self.image,
+      captions=self.captions,
+      label=self.label,
+      has_paths=self.has_paths,
+    )
 
 
 def find(
@@ -179,11 +171,11 @@ class _Table:
       (set(declared), _is_image, True),
       (self.fields, _is_struct, True),
       (self.fields, is_encoded, True),
-      ({*_IMAGES, *_PATHS}, is_text, False),
+      ({*_IMAGES, *usual_names.PATHS}, is_text, False),
     )
     for names, is_kind, any_name in kinds:
       found = self._of_kind(is_kind, names)
-      usual = [name for name in (*_IMAGES, *_PATHS) if name in found]
+      usual = [name for name in (*_IMAGES, *usual_names.PATHS) if name in found]
       if usual or (any_name and len(found) == 1):
         return [*usual, *found][0]
       if any_name and found:
@@ -199,7 +191,7 @@ class _Table:
 
   def find_captions(self, *, but: Iterable[str | None]) -> tuple[str, ...]:
     found = self._of_kind(holds_texts, set(self.fields) - set(but))
-    usual = [name for name in _CAPTIONS if name in found]
+    usual = [name for name in usual_names.CAPTIONS if name in found]
     return tuple(usual[:1] or filter(_NUMBERED.fullmatch, found))
 
   def find_label(
@@ -215,7 +207,7 @@ class _Table:
   def find_only_text(self, *, but: Iterable[str]) -> tuple[str, ...]:
     """Returns the only column of texts that are no keys or addresses."""
     found = self._of_kind(holds_texts, set(self.fields) - set(but))
-    found = [name for name in found if not _KEYS.fullmatch(name)]
+    found = [name for name in found if not usual_names.is_key(name)]
     return tuple(found) if len(found) == 1 else ()
 
   def _of_kind(
@@ -241,6 +233,20 @@ def _features(schema: pa.Schema) -> dict[str, Any]:
     return {n: f for n, f in features.items() if isinstance(f, dict)}
   except (json_text.JsonError, AttributeError):
     return {}
+
+
+def class_names(
+  schemas: Iterable[pa.Schema], label: str
+) -> list[tuple[str, ...] | None]:
+  """Returns the names of a column's classes that each schema tells."""
+  known: dict[bytes, tuple[str, ...] | None] = {}
+  found = []
+  for schema in schemas:
+    text = (schema.metadata or {}).get(_METADATA, b"")
+    if text not in known:
+      known[text] = _class_names(_features(schema), label)
+    found.append(known[text])
+  return found
 
 
 def _class_names(

@@ -19,6 +19,8 @@ import os
 import re
 from collections.abc import Iterator
 
+import numpy as np
+
 from clip_jax import buckets, errors, places, terminal
 from clip_jax.data import account as account_lib
 from clip_jax.data import record as record_lib
@@ -60,6 +62,11 @@ class ClassFolder:
     self._labels = {name: label for label, name in enumerate(directories)}
     self.names = self._names = strings.Strings(names)
     self.fingerprint = _digest("classes", self._names)
+
+  def labels(self) -> np.ndarray:
+    """Returns the labels of all records, int64 (n,); reads no image."""
+    tops = (name.split(os.sep)[0] for name in self._names)
+    return np.fromiter(map(self._labels.__getitem__, tops), np.int64)
 
   def __len__(self) -> int:
     return len(self._names)

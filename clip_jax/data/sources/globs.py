@@ -9,7 +9,8 @@ from collections.abc import Collection
 
 from clip_jax import errors, places, terminal
 
-_BRACES = re.compile(r"\{([^{}]+)\}")
+# `[{]` and `[}]` are these signs themselves, as `escaped` writes them.
+_BRACES = re.compile(r"(?!(?<=\[)\{\])\{([^{}]+)\}(?!(?<=\[\})\])")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
 _MAX_FILES = 1_000_000
 
@@ -116,8 +117,16 @@ def _listed(path: str, kind: str | None, suffix: str) -> list[str]:
   return [os.path.join(path, name) for name in names]
 
 
+def escaped(path: str) -> str:
+  """Returns a pattern that names `path` alone, whatever signs are in it."""
+  return re.sub(r"[{}]", r"[\g<0>]", glob.escape(path))
+
+
 def expand_braces(pattern: str) -> list[str]:
-  """Expands `{0000..0012}` (numbers keep their width) and `{a,b}`."""
+  """Expands `{0000..0012}` (numbers keep their width) and `{a,b}`.
+
+  `[{]` and `[}]` stay, which are these signs in a glob.
+  """
   pieces = _BRACES.split(pattern)  # Text and groups in turn.
   choices = [
     _alternatives(piece) if i % 2 else [piece] for i, piece in enumerate(pieces)

@@ -7,8 +7,10 @@ A row is a record. Columns hold
 - captions: a text or a list of texts; several columns where there is a column
   for each caption.
 - a label: the name of a class, or its number. The names of numbers are those of
-  `datasets`' metadata in the schema, or of `?classes=`. A number below zero is
-  no label. Without captions, the label's name is the caption.
+  `datasets`' metadata in the schema, or of `?classes=`. Files whose schemas
+  list the same classes in different orders are read by the names, numbered as
+  in the first file. A number below zero is no label. Without captions, the
+  label's name is the caption.
 
 Options:
   image, caption, label: names of the columns, captions joined by commas; by
@@ -34,8 +36,8 @@ from clip_jax import errors, terminal
 from clip_jax.data import account as account_lib
 from clip_jax.data import record as record_lib
 from clip_jax.data.sources import captions as captions_lib
-from clip_jax.data.sources import columns as columns_lib
 from clip_jax.data.sources import (
+  class_numbers,
   globs,
   image_files,
   parquet_files,
@@ -43,6 +45,7 @@ from clip_jax.data.sources import (
   rows,
   views,
 )
+from clip_jax.data.sources import columns as columns_lib
 
 _OPEN_THREADS = 8  # Hides the latency of network storage.
 LARGE_GROUP_BYTES = 4 * 2**20
@@ -110,6 +113,12 @@ def open_tables(
     list(footers),
     list(footers.values()),
     columns=columns,
+    class_maps=class_numbers.maps(
+      columns,
+      {name: footer.schema for name, footer in footers.items()},
+      address=address,
+      named=classes is not None,
+    ),
     images=image_files.open_files(
       dict.fromkeys(map(os.path.dirname, footers)), options, scheme=scheme
     ),
@@ -193,10 +202,7 @@ def _choices(
   columns: columns_lib.Columns, footers: Sequence[row_groups.Footer]
 ) -> Iterator[str]:
   if columns.guessed:
-    yield (
-      f"Columns, guessed by type and name: {columns.describe()}; ?image=, "
-      "?caption= and ?label= choose others."
-    )
+    yield columns.tell()
   sizes = [size for footer in footers for size in footer.group_bytes]
   mean = sum(sizes) / max(len(sizes), 1)
   if mean > LARGE_GROUP_BYTES and sum(sizes) > row_groups.KEPT_BYTES:

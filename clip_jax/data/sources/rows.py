@@ -42,6 +42,7 @@ class Rows:
     columns: columns_lib.Columns,
     images: image_files.ImageFiles,
     class_names: tuple[str, ...] | None,
+    class_maps: Sequence[np.ndarray | None],
     account: account_lib.Account,
     opener: Callable[[str], row_groups.TableFile],
   ):
@@ -53,6 +54,8 @@ class Rows:
       columns: that are read.
       images: reads images by their paths.
       class_names: of labels, in order; None takes the texts of that column.
+      class_maps: of each file the class of each number in it; None where a
+        class's number is that.
       account: of the files.
       opener: opens a file.
     """
@@ -73,6 +76,7 @@ class Rows:
       [n for footer in footers for n in footer.rows], dtype=np.int64
     )
     self.class_names = class_names
+    self._class_maps = class_maps
     self._labels: dict[str, int] = {}
     if columns.label is not None and columns.label_is_text:
       names = class_names or self._find_classes(columns.label)
@@ -100,13 +104,16 @@ class Rows:
       rows = self._order[slice(*self._bounds[index : index + 2])].tolist()
     found = list(map(self._cells, rows))
     cells, key = found[0]
-    label = self._label(cells, key)
+    file = self._file(rows[0])
+    label = self._label(cells, key, file)
     cell = cells[self._columns.image]
     if self._columns.has_paths:
       key = self._name(cell, key)
       path, image = self._images.read(key)
     else:
-      path, image = self._encoded(cell, key, table=self._path(rows[0]))
+      path, image = self._encoded(
+        cell, key, table=self._groups.files.paths[file]
+      )
     texts = [text for row, of in found for text in self._texts(row, of)]
     if texts:
       checked = captions_lib.checked(texts, key=key)
@@ -116,10 +123,10 @@ class Rows:
       image=image, texts=checked, key=key, label=label, path=path
     )
 
-  def _path(self, row: int) -> str:
-    """Returns the path of the file that has a row."""
+  def _file(self, row: int) -> int:
+    """Returns the number of the file that has a row."""
     slot = int(np.searchsorted(self._ends, row, side="right"))
-    return self._groups.files.paths[int(self._files[slot])]
+    return int(self._files[slot])
 
   def _cells(self, row: int) -> tuple[dict[str, Any], str]:
     """Returns the cells of a row of all files, and a key for it."""
@@ -131,7 +138,7 @@ class Rows:
     key = record_lib.name_row(self._names[file], row - first)
     return self._groups.row(file, group, row - start, key=key), key
 
-  def _label(self, cells: dict[str, Any], key: str) -> int | None:
+  def _label(self, cells: dict[str, Any], key: str, file: int) -> int | None:
     if self._columns.label is None:
       return None
     value = _value(cells[self._columns.label], key)
@@ -142,6 +149,9 @@ class Rows:
     # Test splits without labels have -1.
     if value is None or value < 0:
       return None
+    if (classes := self._class_maps[file]) is not None:
+      captions_lib.check_label(value, key=key, classes=len(classes))
+      value = int(classes[value])
     if self.class_names is not None:
       captions_lib.check_label(value, key=key, classes=len(self.class_names))
     return value
@@ -255,6 +265,9 @@ class Rows:
     settings = (columns.names, self.class_names, list(self._labels))
     digest = hashlib.sha256(repr(settings).encode("utf-8", "backslashreplace"))
     digest.update(self._names.tobytes())
+    for file, classes in enumerate(self._class_maps):
+      if classes is not None:
+        digest.update(f"{file}{classes.tolist()}".encode())
     for footer in footers:
       digest.update(footer.digest.encode())
     if self._order is not None and self._bounds is not None:

@@ -8,9 +8,10 @@ Options:
   data_dir: where it lies; by default the variable TFDS_DATA_DIR or
     ~/tensorflow_datasets. From a bucket, the files of the split are copied.
   image, caption, label: names of the features, with "/" for nested ones; by
-    default those that go by these names, or the only one of its kind. A label
-    may be a sequence, of the classes of an image that may be of any number.
-    Commas join several captions.
+    default they are guessed by type and usual names, and the guess is reported.
+    A label may be a sequence, of the classes of an image that may be of any
+    number. Commas join several captions. Without captions, the label's name is
+    the caption.
   ignored: with such a sequence, another one; its classes that are not in the
     first are ignored: `label=labels_no_difficult&ignored=labels` of `voc`.
 """
@@ -23,22 +24,27 @@ from typing import Any
 import numpy as np
 
 from clip_jax import buckets, errors, mirrors, places
+from clip_jax.data import account as account_lib
 from clip_jax.data import record as record_lib
 from clip_jax.data.sources import captions as captions_lib
-from clip_jax.data.sources import lazy_imports
+from clip_jax.data.sources import lazy_imports, tfds_prepared, usual_names
 
 with lazy_imports.kept_to("tensorflow_datasets"):
   import tensorflow_datasets as tfds
 
 _IMAGES = ("image",)
-_CAPTIONS = ("caption", "captions", "captions/text", "text", "texts", "title")
+_CAPTIONS = ("caption", "captions", "captions/text", *usual_names.CAPTIONS)
 _LABELS = ("label",)
 _ABOUT = "dataset_info.json"
 _SHARD = re.compile(r"-(\w+)\.\w+-\d+-of-\d+$")
 
 
 class TfdsSource:
-  """The records of one split."""
+  """The records of one split.
+
+  Attributes:
+    account: which features are read.
+  """
 
   templates = None
 
@@ -52,6 +58,7 @@ class TfdsSource:
     label: str | None,
     class_names: tuple[str, ...] | None,
     ignored: str | None = None,
+    guessed: bool = False,
   ):
     self._data = data
     self._name = name
@@ -60,6 +67,13 @@ class TfdsSource:
     self._label = label
     self._ignored = ignored
     self.class_names = class_names
+    self.account = account_lib.Account()
+    if guessed:
+      self.account.choices.append(
+        usual_names.tell_guess(
+          "Features", image=image, captions=captions, label=label
+        )
+      )
     caption = ",".join(captions) or None
     settings = (name, len(data), image, caption, label, class_names)
     if ignored:
@@ -81,18 +95,14 @@ class TfdsSource:
       raise record_lib.BadRecord("damaged_record", key) from None
     image = _look_up(example, self._image)
     if not image:
-      raise record_lib.BadRecord("empty_image", key)
-    label = labels = None
+      reason = "missing_image" if image is None else "empty_image"
+      raise record_lib.BadRecord(reason, key)
+    label, labels = self._labels(example, key)
     ignored = ()
-    if self._label is not None:
-      value = np.asarray(_look_up(example, self._label))
-      if value.ndim:
-        labels = self._numbers(value, key)
-      elif value >= 0:  # Test splits without labels have -1.
-        (label,) = self._numbers(value[None], key)
-    if self._ignored is not None:
-      marked = np.asarray(_look_up(example, self._ignored))
-      ignored = tuple(sorted({*self._numbers(marked, key)} - {*(labels or ())}))
+    marked = self._ignored and _look_up(example, self._ignored)
+    if marked is not None:
+      others = {*self._numbers(np.asarray(marked), key)} - {*(labels or ())}
+      ignored = tuple(sorted(others))
     texts = self._texts(example, key, label, labels)
     return record_lib.Record(
       image=image,
@@ -102,6 +112,19 @@ class TfdsSource:
       labels=labels,
       ignored=ignored,
     )
+
+  def _labels(
+    self, example: Any, key: str
+  ) -> tuple[int | None, tuple[int, ...] | None]:
+    """Returns the label, or the labels, of a record that has any."""
+    found = self._label and _look_up(example, self._label)
+    if found is None:
+      return None, None
+    value = np.asarray(found)
+    if value.ndim:
+      return None, self._numbers(value, key)
+    # Test splits without labels have -1.
+    return (self._numbers(value[None], key)[0] if value >= 0 else None), None
 
   def _numbers(self, values: np.ndarray, key: str) -> tuple[int, ...]:
     numbers = tuple(sorted({int(value) for value in values}))
@@ -118,10 +141,13 @@ class TfdsSource:
     labels: tuple[int, ...] | None,
   ) -> tuple[str, ...]:
     if self._captions:
+      found = [_look_up(example, caption) for caption in self._captions]
+      there = [one for one in found if one is not None]
+      if not there:
+        raise record_lib.BadRecord("missing_caption", key)
       pieces = []
-      for caption in self._captions:
-        found = _look_up(example, caption)
-        pieces += [found] if isinstance(found, bytes | str) else list(found)
+      for one in there:
+        pieces += [one] if isinstance(one, bytes | str) else list(one)
       decoded = [
         piece.decode("utf-8", "surrogateescape")
         if isinstance(piece, bytes)
@@ -155,6 +181,13 @@ def open_tfds(path: str, options: dict[str, str]) -> TfdsSource:
   captions = tuple(one for one in several if one is not None)
   label = _find(features, options.get("label"), _LABELS, _is_label, "label")
   if not captions and label is None:
+    texts = [
+      name
+      for name, feature in features.items()
+      if _is_text(feature) and not usual_names.is_key(name)
+    ]
+    captions = tuple(texts) if len(texts) == 1 else ()
+  if not captions and label is None:
     raise errors.UserError(
       f"tfds:{name} has neither captions nor labels; its features are"
       f" {', '.join(features)}. Name one with ?caption=NAME."
@@ -174,6 +207,7 @@ def open_tfds(path: str, options: dict[str, str]) -> TfdsSource:
     label=label,
     class_names=names and tuple(name.replace("_", " ") for name in names),
     ignored=ignored,
+    guessed="image" not in options or not {"caption", "label"} & options.keys(),
   )
 
 
@@ -187,18 +221,34 @@ def _open_builder(name: str, split: str, data_dir: str | None) -> Any:
   except Exception as error:  # Builders raise exceptions of nearly any type.
     # The first line says it; the others list every data set there is.
     reason = str(error).strip().split("\n", 1)[0]
+    there = tfds_prepared.versions(name, data_dir)
     raise errors.UserError(
       f"TFDS cannot open {name!r}: {reason} Looked in"
       f" {data_dir or '~/tensorflow_datasets'} (set by ?data_dir=DIR or the"
       " variable TFDS_DATA_DIR) and among the names it knows."
+      f" {tfds_prepared.remedy(there, split)}".rstrip()
     ) from error
   if not builder.info.splits:
-    raise errors.UserError(
-      f"tfds:{name} is not prepared in {builder.data_dir}. Prepare it once"
-      f" with `tfds build {name} --file_format=array_record` (needs"
-      " TensorFlow), or name its place with ?data_dir=DIR."
-    )
+    raise _not_prepared(builder, name, split, data_dir)
   return builder
+
+
+def _not_prepared(
+  builder: Any, name: str, split: str, data_dir: str | None
+) -> tfds_prepared.NotPreparedError:
+  there = tfds_prepared.versions(name, data_dir)
+  own, _, wanted = builder.info.full_name.rpartition("/")
+  said = f"tfds:{name} is not prepared in {builder.data_dir}."
+  if there:
+    said += f" {tfds_prepared.remedy(there, split)} Or prepare this version"
+  else:
+    said += " Prepare it once"
+  return tfds_prepared.NotPreparedError(
+    f"{said} with `tfds build {name} --file_format=array_record` (needs"
+    " TensorFlow), or name its place with ?data_dir=DIR.",
+    wanted=wanted,
+    versions=[one for one in there if one.partition(":")[0] == own],
+  )
 
 
 def _open_copied(name: str, split: str, data_dir: str) -> Any:
@@ -278,7 +328,10 @@ def _is_label(feature: Any) -> bool:
 def _find(
   features: Any, wanted: str | None, usual: tuple[str, ...], is_kind, what: str
 ) -> str | None:
-  """Returns the path of the wanted, the usual or the only feature of a kind."""
+  """Returns the path of the wanted or the usual feature of a kind.
+
+  Of images and labels it may be the only one.
+  """
   if wanted is not None:
     if _feature(features, wanted) is None:
       raise errors.unknown(f"feature for {what}=", wanted, features)
@@ -287,6 +340,8 @@ def _find(
     feature = _feature(features, path)
     if feature is not None and is_kind(feature):
       return path
+  if what == "caption":
+    return None
   of_kind = [name for name, feature in features.items() if is_kind(feature)]
   if len(of_kind) > 1 and what == "image":
     raise errors.UserError(
@@ -312,6 +367,9 @@ def _class_names(features: Any, path: str) -> Any:
 
 
 def _look_up(example: Any, path: str) -> Any:
+  """Returns a feature; None where the record lacks it."""
   for part in path.split("/"):
-    example = example[part]
+    if example is None:
+      return None
+    example = example.get(part)
   return example

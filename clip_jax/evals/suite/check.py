@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from clip_jax import errors
-from clip_jax.evals.suite import data_sets, layouts
+from clip_jax.evals.suite import data_sets, layouts, opening
 
 THERE, MISSING, WRONG = "there", "missing", "wrong"
 
@@ -19,6 +19,7 @@ def check(
 
   `state` is "there", "missing" or "wrong": its class list or its number of test
   images is not the table's, or it cannot be opened; `problem` says it then.
+  `choices` are sentences about what is read where that is not evident.
 
   Raises:
     UserError: `root` is no directory.
@@ -36,14 +37,16 @@ def check(
       "expected_examples": list(entry.counts),
       "metric": entry.metric,
       "problem": "",
+      "choices": [],
       "note": entry.note,
       "get": entry.how_to_get(root),
     }
     try:
       if found := layouts.find(entry, place):
         said |= {"state": THERE, "data": found.address}
-        opened = layouts.open_found(entry, found)
-        said["examples"] = opened.count
+        opened = opening.open_found(entry, found)
+        said |= {"data": opened.found.address, "examples": opened.count}
+        said["choices"] = list(opened.notes)
         if opened.warnings:
           said |= {"state": WRONG, "problem": " ".join(opened.warnings)}
     except errors.UserError as error:

@@ -33,6 +33,7 @@ def known_names(classes: data_sets.Classes) -> dict[str, list[int]]:
     *zip(names, range(len(names)), strict=True),
     *((words[key], i) for i, key in enumerate(classes.keys) if key in words),
     *((name, names.index(own)) for name, own in classes.also.items()),
+    *((str(i), i) for i in range(len(names) if classes.numbered else 0)),
   ]
   for name, number in pairs:
     numbers = found.setdefault(class_names.normalise(name), [])

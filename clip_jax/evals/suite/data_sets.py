@@ -37,12 +37,15 @@ class Classes:
     keys: of each class what data sources may call it, such as its WordNet id;
       empty where there is nothing of the kind.
     also: further names in data sources, to the first of a class's own.
+    numbered: whether data sources may call a class by its number in this order,
+      from 0.
   """
 
   synonyms: tuple[tuple[str, ...], ...]
   templates: tuple[str, ...]
   keys: tuple[str, ...] = ()
   also: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  numbered: bool = False
 
   @property
   def names(self) -> tuple[str, ...]:
@@ -67,6 +70,8 @@ class Entry:
     prompts: the name of its classes in `PROMPTS_FILE`, where it is not `name`.
     keys: of each class what sources of this set may call it, where that is not
       true of other sets with these classes; empty takes `Classes.keys`.
+    numbered: whether its published folders are called by the numbers of the
+      classes, from 0.
     within: the name of classes that a source may list, of which it has some.
     others_left_out: whether sources hold classes that are not measured.
     clip_benchmark: its name there.
@@ -74,6 +79,7 @@ class Entry:
     wds_options: of the address.
     tfds: NAME/SPLIT of TensorFlow Datasets.
     tfds_options: of the address.
+    config: which of the hub's configs it is, where it has several.
     karpathy: the file of its captions and splits.
     lists: a directory of lists of splits, over which the metric is averaged.
     note: what differs between protocols.
@@ -91,6 +97,7 @@ class Entry:
   other_counts: tuple[int, ...] = ()
   prompts: str = ""
   keys: tuple[str, ...] = ()
+  numbered: bool = False
   within: str = ""
   others_left_out: bool = False
   clip_benchmark: str = ""
@@ -98,6 +105,7 @@ class Entry:
   wds_options: str = ""
   tfds: str = ""
   tfds_options: str = ""
+  config: str = ""
   karpathy: str = ""
   lists: str = ""
   note: str = ""
@@ -209,7 +217,9 @@ def classes_of(name: str) -> Classes:
 def classes(entry: Entry) -> Classes:
   """Returns the classes of a data set for zero-shot classification."""
   found = classes_of(entry.prompts or entry.name)
-  return dataclasses.replace(found, keys=entry.keys) if entry.keys else found
+  return dataclasses.replace(
+    found, keys=entry.keys or found.keys, numbered=entry.numbered
+  )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,9 +5,11 @@ NAME is the set's name in the table. Looked for are, in this order:
 - CLIP_benchmark's tars: `wds_NAME/test/0.tar`, with `classnames.txt`;
 - what TFDS prepared: `mnist/3.0.1/dataset_info.json`, under its name there;
 - captions: `NAME/dataset_flickr30k.json` and what else `coco:` reads;
-- Parquet: `NAME/data/test-00000-of-00001.parquet`;
+- Parquet: `NAME/data/test-00000-of-00001.parquet`, where for "data" the name of
+  the hub's config may stand, as in `cifar10/plain_text/…`;
 - class folders: `NAME/test/CLASS/…` or `NAME/CLASS/…`, of UCF101 with the lists
-  of its splits, `ucf101/ucfTrainTestlist/testlist01.txt`.
+  of its splits, `ucf101/ucfTrainTestlist/testlist01.txt`; a folder of a split
+  without any known class is taken last.
 """
 
 import contextlib
@@ -17,18 +19,16 @@ import os
 import pathlib
 import re
 import urllib.parse
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
-from clip_jax import errors, regular_files
-from clip_jax.data import record as record_lib
-from clip_jax.data import sources
-from clip_jax.evals import folds
+from clip_jax import errors
+from clip_jax.data.sources import globs
 from clip_jax.evals.suite import classes as classes_lib
 from clip_jax.evals.suite import data_sets
 
 SPLITS = ("test", "validation", "val", "valid", "images")
+_VALIDATIONS = ("validation", "val", "valid")
 _OTHER_SPLIT = re.compile("train|dev|unsupervised|extra")
-_SHARD_COUNT = "nshards.txt"  # CLIP_benchmark writes it beside the tars.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,8 +112,8 @@ def find(entry: data_sets.Entry, root: pathlib.Path) -> Found | None:
     if (root / name).is_dir():
       raise errors.UserError(
         f"{root / name} is in no layout that is known here: it has neither "
-        f"tar files in test/, nor what TFDS prepared, nor Parquet files, nor "
-        f"{last}."
+        f"tar files in test/, nor what TFDS prepared, nor Parquet files "
+        f"of a split for tests, nor {last}."
       )
   return None
 
@@ -144,30 +144,108 @@ def _candidates(entry: data_sets.Entry, root: pathlib.Path) -> Iterator[Found]:
     yield Found("coco", f"coco:{own / entry.karpathy}/test", own)
   elif retrieval and any(_names(own, p) for p in ("*.txt", "*.token", "*.csv")):
     yield Found("coco", f"coco:{own}/test", own)
+  yield from _parquets(entry, own)
+  if not retrieval:
+    yield from _class_folders(entry, own)
+
+
+def _parquets(entry: data_sets.Entry, own: pathlib.Path) -> Iterator[Found]:
+  splits = _in_order(entry)
+  for directory in (own / "data", own):
+    yield from _of_names(directory, splits)
+  for directory in (*_splits(own, splits), own / "data", own):
+    yield from _of_folder(directory)
+  # The hub has a folder for each config: `cifar10/plain_text/test-…`.
+  configs = {}
+  for directory in _below(own):
+    if directory.name not in SPLITS and _holds_tables(directory):
+      found = [
+        *_of_names(directory, splits),
+        *(f for x in _splits(directory, splits) for f in _of_folder(x)),
+        *_of_folder(directory),
+      ]
+      if found:
+        configs[directory.name] = found[0]
+  if len(configs) > 1 and entry.config in configs:
+    configs = {entry.config: configs[entry.config]}
+  if len(configs) > 1:
+    raise errors.UserError(
+      f"{own} holds Parquet files of several data sets, {', '.join(configs)}; "
+      f"keep those of {entry.title} there."
+    )
+  yield from configs.values()
+
+
+def _holds_tables(directory: pathlib.Path) -> bool:
+  """Whether a directory, or one of a split in it, holds Parquet files."""
+  if _OTHER_SPLIT.match(directory.name):
+    return False
+  return any(_names(x, "*.parquet") for x in (directory, *_splits(directory)))
+
+
+def _of_names(directory: pathlib.Path, splits: list[str]) -> Iterator[Found]:
+  """Yields the Parquet files of each split, told by their names."""
+  for split in splits:
+    if _names(directory, f"{split}*.parquet"):
+      escaped = globs.escaped(str(directory))
+      address = f"parquet:{escaped}/{split}*.parquet"
+      yield Found("parquet", address, directory)
+
+
+def _of_folder(directory: pathlib.Path) -> Iterator[Found]:
+  """Yields all Parquet files of a directory, unless they are of other splits.
+
+  Another split, such as the one for training, is not what is measured.
+  """
+  files = _names(directory, "*.parquet")
+  if files and not any(_OTHER_SPLIT.match(file.name) for file in files):
+    yield Found("parquet", f"parquet:{directory}", directory)
+
+
+def _in_order(entry: data_sets.Entry) -> list[str]:
+  """Returns the names of splits, those of the published one first."""
   # Labels of ImageNet's test images, which the hub has too, are not public.
   published = entry.tfds.rpartition("/")[2]
-  splits = sorted(SPLITS, key=lambda split: split != published)
-  for directory in (own / "data", own):
-    for split in splits:
-      if _names(directory, f"{split}*.parquet"):
-        address = f"parquet:{directory}/{split}*.parquet"
-        yield Found("parquet", address, directory)
-  for directory in (*_splits(own), own / "data", own):
-    files = _names(directory, "*.parquet")
-    # Another split, such as the one for training, is not what is measured.
-    if files and not any(_OTHER_SPLIT.match(file.name) for file in files):
-      yield Found("parquet", f"parquet:{directory}", directory)
-  if not retrieval:
-    for directory in (*_splits(own), own):
-      if directory.is_dir() and any(x.is_dir() for x in directory.iterdir()):
-        lists = own / entry.lists
-        given = str(lists) if entry.lists and lists.is_dir() else ""
-        address = f"folder:{directory}?layout=classes"
-        yield Found("folder", address, directory, given)
+  names = _VALIDATIONS if published in _VALIDATIONS else (published,)
+  return sorted(SPLITS, key=lambda split: split not in names)
 
 
-def _splits(directory: pathlib.Path) -> list[pathlib.Path]:
-  return [directory / split for split in SPLITS if (directory / split).is_dir()]
+def _class_folders(
+  entry: data_sets.Entry, own: pathlib.Path
+) -> Iterator[Found]:
+  """Yields directories of class folders, those with a known class first."""
+  there = [directory for directory in (*_splits(own), own) if _below(directory)]
+  if not there:
+    return
+  known = classes_lib.known_names(data_sets.classes(entry)).keys()
+  if entry.within:
+    within = data_sets.classes_of(entry.within)
+    known |= classes_lib.known_names(within).keys()
+
+  def has_none(directory: pathlib.Path) -> bool:
+    names = {x.name for x in _below(directory)} - {*SPLITS, "train"}
+    return not any(classes_lib.normalise(name) in known for name in names)
+
+  lists = own / entry.lists
+  given = str(lists) if entry.lists and lists.is_dir() else ""
+  for directory in sorted(there, key=has_none):
+    if has_none(directory) and any(map(_holds_tables, _below(directory))):
+      continue
+    address = f"folder:{directory}?layout=classes"
+    yield Found("folder", address, directory, given)
+
+
+def _splits(
+  directory: pathlib.Path, order: Sequence[str] = SPLITS
+) -> list[pathlib.Path]:
+  return [directory / split for split in order if (directory / split).is_dir()]
+
+
+def _below(directory: pathlib.Path) -> list[pathlib.Path]:
+  """Returns the directories in one, in order; none where it is not there."""
+  if not directory.is_dir():
+    return []
+  return sorted(each for each in directory.iterdir() if each.is_dir())
 
 
 def _names(directory: pathlib.Path, pattern: str) -> list[pathlib.Path]:
@@ -178,91 +256,3 @@ def _is_prepared(directory: pathlib.Path) -> bool:
   """Whether TFDS prepared a data set there, in any version."""
   info = "dataset_info.json"
   return any(_names(directory, f"{d}/{info}") for d in ("*", "*/*"))
-
-
-@dataclasses.dataclass(frozen=True)
-class Opened:
-  """A data set that is there and is what the table says.
-
-  Attributes:
-    found: where it lies.
-    source: its records, labelled with the numbers of the table's classes.
-    count: number of its test images; None where some are left out.
-    warnings: sentences about counts that differ from the table's.
-    parts: the test images of each split, where the metric is the mean over
-      splits.
-  """
-
-  found: Found
-  source: record_lib.Source
-  count: int | None
-  warnings: tuple[str, ...]
-  parts: tuple[record_lib.Source, ...] = ()
-
-
-def open_found(entry: data_sets.Entry, found: Found) -> Opened:
-  """Opens a data set and checks its classes; reads no record.
-
-  Raises:
-    UserError: it cannot be read, or its classes are not those of the table.
-  """
-  try:
-    _check_shards(found)
-    source = sources.open_source(found.address)
-  except OSError as error:
-    raise errors.UserError(
-      f"{found.address} cannot be read: {error}. Copy it again."
-    ) from error
-  count: int | None = len(source)
-  splits = []
-  if found.lists:
-    names = folds.names_of(source, found.address)
-    splits = folds.read_splits(found.lists, names, train=False)
-  if entry.task == "zero_shot":
-    if source.class_names is None:
-      raise errors.UserError(
-        f"{found.address} names no classes, and a label's number says nothing "
-        "about its class: add the names (for tar files, classnames.txt beside "
-        "them)."
-      )
-    of_table = data_sets.classes(entry)
-    numbers = classes_lib.match(
-      source.class_names,
-      of_table,
-      within=data_sets.classes_of(entry.within) if entry.within else None,
-      others_left_out=entry.others_left_out,
-    )
-    if entry.others_left_out and (numbers < 0).any():
-      count = None
-    source = classes_lib.Relabelled(
-      source, class_names=of_table.names, classes=numbers
-    )
-  parts = folds.test_parts(source, splits)
-  if parts:
-    count = len(parts[0])
-  warnings = []
-  if count is not None and count not in entry.counts:
-    known = " or ".join(f"{number:,}" for number in entry.counts)
-    warnings.append(
-      f"{found.address} holds {count:,} test images"
-      f"{' in its first split' if parts else ''}, but {entry.title} has "
-      f"{known}: the figure does not compare with published ones."
-    )
-  return Opened(found, source, count, tuple(warnings), parts)
-
-
-def _check_shards(found: Found) -> None:
-  """Raises UserError where fewer tars are there than were written."""
-  if found.layout != "wds":
-    return
-  place = sources.parse_address(found.address)[1]
-  path = os.path.join(place, _SHARD_COUNT)
-  if not os.path.isfile(path):
-    return
-  text = regular_files.read_regular(path, limit=100).decode("ascii", "replace")
-  shards = len(_names(pathlib.Path(place), "*.tar"))
-  if re.fullmatch(r"\s*\d+\s*", text) and int(text) != shards:
-    raise errors.UserError(
-      f"{place} holds {shards} tar files, but {_SHARD_COUNT} says that there "
-      f"are {int(text)}. Get the others."
-    )

@@ -23,7 +23,13 @@ from clip_jax.evals import (
   tasks,
 )
 from clip_jax.evals import prompts as prompts_lib
-from clip_jax.evals.suite import agreement, data_sets, layouts, result_files
+from clip_jax.evals.suite import (
+  agreement,
+  data_sets,
+  layouts,
+  opening,
+  result_files,
+)
 from clip_jax.evals.suite import classes as classes_lib
 
 _LOGGER = logging.getLogger(__name__)
@@ -67,7 +73,7 @@ class _Prepared:
     key: the digest of all that its measures depend on.
   """
 
-  opened: layouts.Opened
+  opened: opening.Opened
   evaluation: tasks.Evaluation
   key: str
 
@@ -182,7 +188,7 @@ def _prepare(
   found = layouts.find(entry, place)
   if found is None:
     return None
-  opened = layouts.open_found(entry, found)
+  opened = opening.open_found(entry, found)
   evaluation = _evaluation(entry, opened)
   key = _key(entry, opened, evaluation, subject, max_pixels)
   return _Prepared(opened, evaluation, key)
@@ -258,7 +264,7 @@ def _named(
 
 
 def _evaluation(
-  entry: data_sets.Entry, opened: layouts.Opened
+  entry: data_sets.Entry, opened: opening.Opened
 ) -> tasks.Evaluation:
   """Returns the evaluation that the protocol of `entry` wants."""
   labels, templates, options = None, (RETRIEVAL_TEMPLATE,), {}
@@ -288,7 +294,7 @@ def _prompts_hash(evaluation: tasks.Evaluation) -> str:
 
 def _key(
   entry: data_sets.Entry,
-  opened: layouts.Opened,
+  opened: opening.Opened,
   evaluation: tasks.Evaluation,
   subject: Subject,
   max_pixels: int | None,
@@ -320,10 +326,11 @@ def _result(
   opened, evaluation = prepared.opened, prepared.evaluation
   bad = measured.pop("bad_records")
   kept = account.of(opened.source)
-  warnings = [*opened.warnings, *account.tell(opened.source, measured["data"])]
-  for sentence in opened.warnings:
-    _LOGGER.warning("%s", sentence)
   examples = measured["images" if entry.task == "retrieval" else "examples"]
+  own = opening.remarks(entry, opened, examples=examples, bad=bad)
+  warnings = [*own, *account.tell(opened.source, measured["data"])]
+  for sentence in own:
+    _LOGGER.warning("%s", sentence)
   # Bad images do not make it another set than the published one.
   count = examples if opened.count is None else opened.count
   values = _values(entry, measured, examples)
