@@ -21,7 +21,7 @@ from clip_jax.checkpoints import state as state_lib
 from clip_jax.convert import engine, portable
 from clip_jax.convert.files import safetensors_file
 from clip_jax.convert.formats import bert, timm, timm_vit
-from clip_jax.convert.reading import Reading
+from clip_jax.convert.source_reading import SourceReading
 from clip_jax.models import variants
 
 # All of CLIP's formats hold this: heads are 64 wide, as OpenAI's.
@@ -230,7 +230,7 @@ def timm_directory(directory):
   }
   (directory / "config.json").write_text(json.dumps(config))
   (directory / "model.safetensors").write_bytes(b"")
-  reading = Reading("x", "timm")
+  reading = SourceReading("x", "timm")
   spec = timm.describe(config, directory / "config.json", reading)
   safetensors_file.write(
     directory / "model.safetensors",

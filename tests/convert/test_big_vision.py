@@ -13,7 +13,7 @@ from clip_jax import convert, errors
 from clip_jax.convert.files import npz
 from clip_jax.convert.formats import big_vision
 from clip_jax.convert.portable import Options
-from clip_jax.convert.reading import Reading
+from clip_jax.convert.source_reading import SourceReading
 from clip_jax.convert.tensor import Tensor
 
 BAR = 1e-12  # Float64 against float64: a wrong epsilon gives 1e-6.
@@ -627,7 +627,7 @@ def _headers(shapes, options):
     for key, shape in shapes.items()
   }
   return big_vision.read_tensors(
-    tensors, Reading("x", big_vision.NAME, options)
+    tensors, SourceReading("x", big_vision.NAME, options)
   )
 
 
@@ -846,7 +846,7 @@ def test_a_full_size_model_is_accounted_for_by_its_headers(name, scan):
     f"params/{key}": Tensor(shape, np.dtype(np.float32), no_data)
     for key, shape in shapes.items()
   }
-  model = big_vision.read_tensors(tensors, Reading(name, big_vision.NAME))
+  model = big_vision.read_tensors(tensors, SourceReading(name, big_vision.NAME))
   assert model.report.mapped == len(tensors) == model.report.tensors
   assert model.spec["image"]["image_size"] == image["image_size"]
   assert model.spec["image"]["heads"] == image["heads"]
@@ -872,7 +872,9 @@ def test_a_known_vocabulary_names_its_tokenizer():
       key: Tensor(shape, np.dtype(np.float32), lambda: None)
       for key, shape in shapes.items()
     }
-    model = big_vision.read_tensors(tensors, Reading("x", big_vision.NAME))
+    model = big_vision.read_tensors(
+      tensors, SourceReading("x", big_vision.NAME)
+    )
     assert model.report.inferred["tokenizer"]["value"] == tokenizer
     assert model.spec["tokenizer"]["pad_id"] == pad_id
     assert model.report.warnings == []

@@ -14,7 +14,7 @@ import pytest
 
 from clip_jax import convert, errors
 from clip_jax.convert.formats import borisdayma
-from clip_jax.convert.reading import Reading
+from clip_jax.convert.source_reading import SourceReading
 
 BAR = 1e-12  # Float64 against float64.
 SHARED = {
@@ -406,6 +406,6 @@ def test_no_config_is_more_than_a_clear_error():
         if rng.random() < 0.2:
           del part[field]
     with contextlib.suppress(errors.UserError):
-      borisdayma.describe(config, tensors, {}, Reading("x"), where="x")
+      borisdayma.describe(config, tensors, {}, SourceReading("x"), where="x")
       read += 1
   assert 0 < read < 1000

@@ -15,7 +15,7 @@ from PIL import Image
 from clip_jax import cli, convert, errors, preprocess
 from clip_jax import tokenizer as tokenizer_lib
 from clip_jax.convert.formats import huggingface
-from clip_jax.convert.reading import Reading
+from clip_jax.convert.source_reading import SourceReading
 
 BAR = 1e-12  # Float64 against float64.
 TEXT = {
@@ -186,7 +186,7 @@ def test_a_sparse_config_means_the_defaults_and_a_legacy_part_wins(tmp_path):
     "vision_config_dict": {"patch_size": 16},
   }
   (tmp_path / "config.json").write_text(json.dumps(data))
-  config = huggingface.read_config(tmp_path, Reading("x", "huggingface"))
+  config = huggingface.read_config(tmp_path, SourceReading("x", "huggingface"))
   ours = config.family.describe(config.source)
   want = transformers.AutoConfig.from_pretrained(tmp_path)
   assert want.vision_config.hidden_size == 768

@@ -17,7 +17,7 @@ from clip_jax.convert import engine
 from clip_jax.convert import report as report_lib
 from clip_jax.convert.formats import huggingface, huggingface_images
 from clip_jax.convert.formats import huggingface_weights as weights
-from clip_jax.convert.reading import Reading
+from clip_jax.convert.source_reading import SourceReading
 from clip_jax.convert.tensor import Tensor
 from clip_jax.models import variants
 
@@ -283,7 +283,7 @@ def test_the_report_tells_what_a_file_says_from_its_classes_defaults(tmp_path):
   models.edit(
     tmp_path, "preprocessor_config.json", resample=2, image_std=None, size=224
   )
-  reading = Reading("x", "huggingface")
+  reading = SourceReading("x", "huggingface")
   config = huggingface.read_config(tmp_path, reading)
   huggingface.describe(tmp_path, config)
   inferred = reading.report.inferred
@@ -295,7 +295,7 @@ def test_the_report_tells_what_a_file_says_from_its_classes_defaults(tmp_path):
 
 
 def _describe(directory):
-  config = huggingface.read_config(directory, Reading("x", "huggingface"))
+  config = huggingface.read_config(directory, SourceReading("x", "huggingface"))
   return huggingface.describe(directory, config)
 
 

@@ -29,7 +29,7 @@ from clip_jax.convert.formats import (
   openai_names,
 )
 from clip_jax.convert.portable import Options, Portable
-from clip_jax.convert.reading import Reading
+from clip_jax.convert.source_reading import SourceReading
 from clip_jax.convert.tensor import Tensor
 from clip_jax.convert.verify import verification
 from clip_jax.models import variants
@@ -282,7 +282,7 @@ def _shipped():
 def _describe(model_cfg):
   return open_clip_config.describe(
     {"model_cfg": model_cfg},
-    Reading("x", "open-clip"),
+    SourceReading("x", "open-clip"),
     bert_config=lambda name: open_clip_named.BERTS.get(name) or {}[name],
     name="x",
   )
@@ -433,7 +433,7 @@ def _check_ids(library, directory, model_cfg):
   theirs = library.get_tokenizer(f"local-dir:{directory}")
   described = _describe(model_cfg)
   source = open_clip_files.Files({}, "", directory, (), (directory,))
-  files, fields = open_clip._tokenizer(described, source, Reading("x"))
+  files, fields = open_clip._tokenizer(described, source, SourceReading("x"))
   length = model_cfg["text_cfg"]["context_length"]
   ours = tokenizer.make_tokenizer(
     **fields, context_length=length, contents=files

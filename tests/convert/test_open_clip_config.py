@@ -18,7 +18,7 @@ from clip_jax.convert.formats import (
   timm_vit,
 )
 from clip_jax.convert.portable import Options
-from clip_jax.convert.reading import Reading
+from clip_jax.convert.source_reading import SourceReading
 from clip_jax.convert.tensor import Tensor
 from clip_jax.models import variants
 
@@ -38,7 +38,7 @@ def _describe(changes=(), *, whole=None):
     for parent in parents:
       node = node[parent]
     node[field] = value
-  reading = Reading("x", "open-clip")
+  reading = SourceReading("x", "open-clip")
   config = {"model_cfg": model, **(whole or {})}
   described = open_clip_config.describe(
     config, reading, bert_config=lambda name: {}, name="config"
@@ -262,7 +262,7 @@ def _write(directory, model, name=open_clip.WEIGHTS, **more):
   config = {"model_cfg": model, "preprocess_cfg": {}}
   (directory / open_clip.CONFIG).write_text(json.dumps(config))
   described = open_clip_config.describe(
-    config, Reading("x"), bert_config=lambda name: {}, name="x"
+    config, SourceReading("x"), bert_config=lambda name: {}, name="x"
   )
   spec = variants.spec({**described.spec, "tokenizer": {"kind": "clip_bpe"}})
   layout = open_clip._layout(described, {})

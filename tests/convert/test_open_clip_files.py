@@ -20,7 +20,7 @@ from clip_jax.convert.formats import (
   open_clip_files,
 )
 from clip_jax.convert.portable import Options, Portable
-from clip_jax.convert.reading import Reading
+from clip_jax.convert.source_reading import SourceReading
 from clip_jax.convert.tensor import Tensor
 from clip_jax.models import variants
 
@@ -54,7 +54,7 @@ def model():
   """A model as `MODEL_CFG` says, with random weights."""
   described = open_clip_config.describe(
     {"model_cfg": MODEL_CFG},
-    Reading("test"),
+    SourceReading("test"),
     bert_config=dict,
     name="test",
   )
@@ -195,7 +195,7 @@ def test_every_name_has_a_config_or_says_why_not(tmp_path, model):
     if re.match("tiny|RN", name):
       continue
     options = Options(config=name, activation="gelu")
-    reading = Reading("a.pt", options=options)
+    reading = SourceReading("a.pt", options=options)
     found = open_clip_files.find(tmp_path / "a.pt", reading)
     assert found.config["model_cfg"]["vision_cfg"]
     warnings += reading.report.warnings

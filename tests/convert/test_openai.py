@@ -11,7 +11,7 @@ from clip_jax.cli import run
 from clip_jax.convert import engine, portable
 from clip_jax.convert.formats import openai, openai_names
 from clip_jax.convert.portable import Options
-from clip_jax.convert.reading import Reading
+from clip_jax.convert.source_reading import SourceReading
 from clip_jax.convert.tensor import Tensor
 from clip_jax.models import variants
 
@@ -292,7 +292,7 @@ def test_heads_of_models_with_openais_names_only_are_told(name):
   tensors = _shapes_alone(spec)
 
   def describe(heads):
-    reading = Reading(name, "openai", Options(heads=heads))
+    reading = SourceReading(name, "openai", Options(heads=heads))
     spec = openai.describe(tensors, reading, activation="gelu")
     return spec, reading.report.inferred
 
@@ -409,7 +409,7 @@ def test_full_sizes_have_a_place_for_every_tensor(name):
   shapes = engine.leaf_shapes(spec)
   engine.check_cover(openai_names.NAMES.entries(spec), shapes)
   tensors = _shapes_alone(spec)
-  reading = Reading(name, "openai")
+  reading = SourceReading(name, "openai")
   again = openai.describe(tensors, reading, activation="quick_gelu")
   assert again["image"] == engine.resolve(again)["image"]
   assert engine.leaf_shapes(again) == shapes

@@ -37,7 +37,6 @@ from clip_jax.evals.suite import (
   data_sets,
   layouts,
   measuring,
-  opening,
   result_files,
 )
 from clip_jax.models import variants
@@ -432,7 +431,7 @@ def test_classes_that_are_not_measured_are_left_out(tmp_path):
     (place / folder / "a.png").write_bytes(png(len(folder)))
   entry = data_sets.entries()["objectnet"]
   found = layouts.find(entry, tmp_path)
-  opened = opening.open_found(entry, found)
+  opened = set_sources.open_found(entry, found)
   assert opened.count == 113
   told = f"folder:{place}?layout=classes holds 113 test images, but ObjectNet, "
   (warning,) = opened.warnings
@@ -452,7 +451,7 @@ def test_classes_that_are_not_measured_are_left_out(tmp_path):
   )
   (tmp_path / "wds_objectnet" / "classnames.txt").write_text("\n".join(names))
   found = layouts.find(entry, tmp_path)
-  assert opening.open_found(entry, found).count is None
+  assert set_sources.open_found(entry, found).count is None
   result = measure(tmp_path, tmp_path / "tars", "objectnet")["objectnet"]
   assert result["layout"] == "wds"
   assert "holds 113 test images, but Obj" in result["warnings"][0]
@@ -473,7 +472,7 @@ def test_classes_that_are_not_measured_are_left_out(tmp_path):
 )
 def test_a_number_far_from_the_published_is_told(name, count, damaged, is_told):
   entry = data_sets.entries()[name]
-  told = opening.count_warnings(entry, "a", count, damaged=damaged)
+  told = set_sources.count_warnings(entry, "a", count, damaged=damaged)
   assert bool(told) == is_told
 
 

@@ -39,7 +39,7 @@ To write one, after the example of `formats/huggingface_clip.py`:
       defaults={"text": {"layers": 12}},
     )
 
-With a `convert.reading.Reading`, which holds the options and the report,
+With a `source_reading.SourceReading`, which holds the options and the report,
 `FAMILY.describe(reading.config(config, FAMILY.defaults, …))` reads a config.
 `FAMILY.config(spec)` writes one, `FAMILY.entries(spec)` gives the place of
 every tensor to `reading.model` and `to_theirs`, and `FAMILY.refusals(spec)`

@@ -14,7 +14,7 @@ from clip_jax.convert.engine.format import Format
 from clip_jax.convert.engine.names import Names
 from clip_jax.convert.formats import huggingface_weights as weights_lib
 from clip_jax.convert.formats.huggingface_family import GELUS, tower
-from clip_jax.convert.reading import Reading
+from clip_jax.convert.source_reading import SourceReading
 
 NAME = "bert"
 _POOLINGS = ("mean", "cls")  # What a user may choose for a plain BERT.
@@ -132,14 +132,14 @@ def read(path: pathlib.Path, options: portable.Options) -> portable.Portable:
     )
   if options.pooling not in _POOLINGS:
     raise errors.unknown("pooling of a BERT", options.pooling, _POOLINGS)
-  reading = Reading(str(path), NAME, options)
+  reading = SourceReading(str(path), NAME, options)
   reading.report.infer("text.pooling", options.pooling, "flag")
   return read_tower(path, reading, pooling=options.pooling)
 
 
 def read_tower(
   path: pathlib.Path,
-  reading: Reading,
+  reading: SourceReading,
   *,
   pooling: str,
   normalize: bool = False,

@@ -19,7 +19,7 @@ from clip_jax.convert.engine.sizes import Sizes
 from clip_jax.convert.files import npz
 from clip_jax.convert.formats import big_vision_description as description
 from clip_jax.convert.formats import big_vision_names as names_lib
-from clip_jax.convert.reading import Reading
+from clip_jax.convert.source_reading import SourceReading
 from clip_jax.convert.tensor import Tensor
 from clip_jax.tokenizer import tokenizer_file as tokenizer_files
 
@@ -40,7 +40,7 @@ def read(path: pathlib.Path, options: portable.Options) -> portable.Portable:
     UserError: the file is damaged, or holds another model.
     AmbiguousError: its text tower has several possible meanings.
   """
-  reading = Reading(str(path), NAME, options)
+  reading = SourceReading(str(path), NAME, options)
   model = read_tensors(reading.tensors(path), reading, weights=[path])
   files = {}
   if tokenizer := model.spec.get("tokenizer"):
@@ -57,7 +57,7 @@ def read(path: pathlib.Path, options: portable.Options) -> portable.Portable:
 
 def read_tensors(
   tensors: Mapping[str, Tensor],
-  reading: Reading,
+  reading: SourceReading,
   weights: Iterable[pathlib.Path] = (),
 ) -> portable.Portable:
   """Returns the model of a checkpoint's arrays.

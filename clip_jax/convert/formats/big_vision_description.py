@@ -15,7 +15,7 @@ from clip_jax.convert import engine, positions
 from clip_jax.convert.engine import family
 from clip_jax.convert.engine.sizes import Sizes
 from clip_jax.convert.formats import big_vision_names as names
-from clip_jax.convert.reading import Reading
+from clip_jax.convert.source_reading import SourceReading
 from clip_jax.convert.tensor import Tensor
 from clip_jax.models import clip
 
@@ -128,7 +128,9 @@ _TO_GIVE = {
 
 
 def describe(
-  tensors: Mapping[str, Tensor], layout: Mapping[str, Any], reading: Reading
+  tensors: Mapping[str, Tensor],
+  layout: Mapping[str, Any],
+  reading: SourceReading,
 ) -> dict[str, Any]:
   """Returns the description that the arrays' shapes imply.
 

@@ -19,7 +19,7 @@ from clip_jax.convert.engine.names import FLAX, Names
 from clip_jax.convert.files import orbax_directory
 from clip_jax.convert.formats import big_vision_description
 from clip_jax.convert.formats.huggingface_family import structure
-from clip_jax.convert.reading import Reading
+from clip_jax.convert.source_reading import SourceReading
 from clip_jax.convert.tensor import Tensor
 
 NAME = "borisdayma"
@@ -205,7 +205,7 @@ def read(path: pathlib.Path, options: portable.Options) -> portable.Portable:
   Raises:
     UserError: it is damaged, or its architecture is not supported.
   """
-  reading = Reading(str(path), NAME, options)
+  reading = SourceReading(str(path), NAME, options)
   config = config_file.read(path / CONFIG)
   step = orbax_directory.newest(path)
   tensors = orbax_directory.read(step)
@@ -231,7 +231,7 @@ def describe(
   config: dict[str, Any],
   tensors: Mapping[str, Tensor],
   files: Mapping[str, bytes],
-  reading: Reading,
+  reading: SourceReading,
   *,
   where: str,
 ) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from clip_jax.convert.formats import huggingface
 from clip_jax.convert.formats import huggingface_clip as clip
 from clip_jax.convert.formats import huggingface_weights as weights
 from clip_jax.convert.formats.huggingface_family import PREFIXES
-from clip_jax.convert.reading import Reading
+from clip_jax.convert.source_reading import SourceReading
 
 NAME = "flax-clip"
 FILE = "flax_model.msgpack"
@@ -55,7 +55,7 @@ def read(path: pathlib.Path, options: portable.Options) -> portable.Portable:
   Raises:
     UserError: it is damaged, or is not a CLIP of two towers.
   """
-  reading = Reading(str(path), NAME, options)
+  reading = SourceReading(str(path), NAME, options)
   config = huggingface.read_config(path, reading)
   if config.family.name != "clip" or config.tower:
     raise errors.UserError(

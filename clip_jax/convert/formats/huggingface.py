@@ -34,7 +34,7 @@ from clip_jax.convert.formats.huggingface_family import (
   PREFIXES,
   HuggingFaceFamily,
 )
-from clip_jax.convert.reading import Reading
+from clip_jax.convert.source_reading import SourceReading
 
 NAME = "huggingface"
 CONFIG = "config.json"
@@ -102,7 +102,7 @@ def read(path: pathlib.Path, options: portable.Options) -> portable.Portable:
     UserError: it is damaged, or holds an unknown model.
     AmbiguousError: it is a file, and the options have no config.
   """
-  reading = Reading(str(path), NAME, options)
+  reading = SourceReading(str(path), NAME, options)
   file = None if path.is_dir() else path
   if file:
     path = _config_directory(file, reading)
@@ -168,7 +168,7 @@ def model_type(directory: pathlib.Path) -> str | None:
   return found if isinstance(found, str) else None
 
 
-def read_config(directory: pathlib.Path, reading: Reading) -> ReadConfig:
+def read_config(directory: pathlib.Path, reading: SourceReading) -> ReadConfig:
   """Returns the config of a model of `FAMILIES`.
 
   Args:

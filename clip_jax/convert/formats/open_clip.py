@@ -24,7 +24,7 @@ from clip_jax.convert.formats import (
   timm_vit,
 )
 from clip_jax.convert.formats import open_clip_files as files_lib
-from clip_jax.convert.reading import Reading
+from clip_jax.convert.source_reading import SourceReading
 from clip_jax.convert.tensor import Tensor
 from clip_jax.models import clip
 from clip_jax.tokenizer import tokenizer_file as tokenizer_lib_files
@@ -86,7 +86,7 @@ def read(path: pathlib.Path, options: portable.Options) -> portable.Portable:
     UserError: the config is not supported, or the weights do not fit it.
     AmbiguousError: it is a file, and the options have no config.
   """
-  reading = Reading(str(path), NAME, options)
+  reading = SourceReading(str(path), NAME, options)
   report = reading.report
   source = files_lib.find(path, reading)
   described = open_clip_config.describe(
@@ -149,7 +149,7 @@ def _bert_config(source: files_lib.Files, name: str) -> dict[str, Any]:
 def _tokenizer(
   described: open_clip_config.Described,
   source: files_lib.Files,
-  reading: Reading,
+  reading: SourceReading,
 ) -> tuple[dict[str, bytes], dict[str, Any]]:
   """Returns the tokenizer's files, and its description."""
   if named := source.spec.get("tokenizer", {}).get("file"):
@@ -279,7 +279,7 @@ def _unchanged_source(model):
 
 
 def _describe_again(config, bert_config) -> open_clip_config.Described:
-  reading = Reading(CONFIG, NAME)
+  reading = SourceReading(CONFIG, NAME)
   return open_clip_config.describe(
     config, reading, bert_config=bert_config, name=CONFIG
   )

@@ -11,7 +11,7 @@ from clip_jax.convert.engine.family import Family, normal_form, refusal
 from clip_jax.convert.formats import open_clip_fields as tables
 from clip_jax.convert.formats import open_clip_named, timm_vit
 from clip_jax.convert.formats.open_clip_rows import MODEL, TEXT, VISION
-from clip_jax.convert.reading import Reading
+from clip_jax.convert.source_reading import SourceReading
 from clip_jax.models import variants
 
 # Their fields about towers of any kind.
@@ -49,7 +49,7 @@ class Described:
 
 def describe(
   config: dict[str, Any],
-  reading: Reading,
+  reading: SourceReading,
   *,
   bert_config: Callable[[str], dict[str, Any]],
   name: str,

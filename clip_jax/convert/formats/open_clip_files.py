@@ -14,7 +14,7 @@ from clip_jax import errors
 from clip_jax.convert import config_file, portable, weights_file
 from clip_jax.convert import report as report_lib
 from clip_jax.convert.formats import open_clip_config, timm_vit
-from clip_jax.convert.reading import Reading
+from clip_jax.convert.source_reading import SourceReading
 from clip_jax.models import other_families, variants
 
 CONFIG = "open_clip_config.json"
@@ -90,7 +90,7 @@ def is_usual(path: pathlib.Path) -> bool:
   )
 
 
-def find(path: pathlib.Path, reading: Reading) -> Files:
+def find(path: pathlib.Path, reading: SourceReading) -> Files:
   """Returns the config and files of a model, given a directory or a file.
 
   Raises:

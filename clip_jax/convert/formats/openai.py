@@ -30,7 +30,7 @@ from clip_jax.convert.formats import (
   openai_heads,
   openai_names,
 )
-from clip_jax.convert.reading import Reading
+from clip_jax.convert.source_reading import SourceReading
 from clip_jax.convert.tensor import Tensor
 from clip_jax.models import resnet, variants
 
@@ -97,7 +97,7 @@ def read(path: pathlib.Path, options: portable.Options) -> portable.Portable:
     UserError: the file is damaged, or holds another model.
     AmbiguousError: the towers' activation or number of heads is not known.
   """
-  reading = Reading(str(path), NAME, options)
+  reading = SourceReading(str(path), NAME, options)
   archive = weights_file.read(path, options, reading.report)
   names = archive.tensors
   if not recognise_names(names):
@@ -170,7 +170,7 @@ def _scalars(spec) -> dict[str, int]:
 
 
 def describe(
-  tensors: Mapping[str, Tensor], reading: Reading, *, activation: str
+  tensors: Mapping[str, Tensor], reading: SourceReading, *, activation: str
 ) -> dict[str, Any]:
   """Returns the description that the tensors' shapes imply (`build_model`).
 

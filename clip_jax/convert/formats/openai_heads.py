@@ -8,12 +8,12 @@ widths as well.
 from typing import Any
 
 from clip_jax import errors, names
-from clip_jax.convert.reading import Reading
+from clip_jax.convert.source_reading import SourceReading
 from clip_jax.models import resnet, variants
 
 
 def find(
-  image: dict[str, Any], text: dict[str, Any], reading: Reading
+  image: dict[str, Any], text: dict[str, Any], reading: SourceReading
 ) -> tuple[int, int]:
   """Returns the heads of both towers, those of a ResNet at its end.
 

@@ -7,7 +7,7 @@ from clip_jax.convert import config_file, portable
 from clip_jax.convert.engine import kinds
 from clip_jax.convert.engine.format import Format
 from clip_jax.convert.formats import bert, huggingface
-from clip_jax.convert.reading import Reading
+from clip_jax.convert.source_reading import SourceReading
 
 NAME = "sentence-transformers"
 MODULES = "modules.json"
@@ -49,7 +49,7 @@ def read(path: pathlib.Path, options: portable.Options) -> portable.Portable:
         f"{MODULES} ends in Normalize: embeddings have unit length here, too."
       )
     return model
-  reading = Reading(str(path), NAME, options)
+  reading = SourceReading(str(path), NAME, options)
   report = reading.report
   pooling = _pooling(directories[1] / bert.CONFIG)
   report.infer("text.pooling", pooling, "config")

@@ -18,7 +18,7 @@ from clip_jax.convert.engine.fields import Derived, Field, Heads, Written
 from clip_jax.convert.engine.format import Format
 from clip_jax.convert.engine.sizes import Sizes
 from clip_jax.convert.formats import timm_vit
-from clip_jax.convert.reading import Reading
+from clip_jax.convert.source_reading import SourceReading
 from clip_jax.convert.tensor import Tensor
 from clip_jax.models import variants
 
@@ -121,7 +121,7 @@ def read(path: pathlib.Path, options: portable.Options) -> portable.Portable:
     AmbiguousError: it is a file, and the options lack its activation or its
       preprocessing.
   """
-  reading = Reading(str(path), NAME, options)
+  reading = SourceReading(str(path), NAME, options)
   config = config_file.read(path / CONFIG) if path.is_dir() else {}
   weights = weights_file.require(path, WEIGHTS) if path.is_dir() else path
   tensors = reading.tensors(weights)
@@ -154,7 +154,7 @@ def _resolved(spec, report, source: str) -> dict[str, Any]:
 
 
 def describe(
-  config: dict[str, Any], path: pathlib.Path, reading: Reading
+  config: dict[str, Any], path: pathlib.Path, reading: SourceReading
 ) -> dict[str, Any]:
   """Returns the description of a config's model.
 
@@ -211,7 +211,9 @@ def describe(
   return _resolved({**spec, "image": image}, reading.report, "config")
 
 
-def infer(tensors: Mapping[str, Tensor], reading: Reading) -> dict[str, Any]:
+def infer(
+  tensors: Mapping[str, Tensor], reading: SourceReading
+) -> dict[str, Any]:
   """Returns the description of a file, from its shapes and the options.
 
   Raises:

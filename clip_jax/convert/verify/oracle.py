@@ -9,7 +9,7 @@ import numpy as np
 
 from clip_jax import errors
 from clip_jax.convert import portable
-from clip_jax.convert.reading import Reading
+from clip_jax.convert.source_reading import SourceReading
 from clip_jax.convert.tensor import Tensor
 
 # Intermediate results by name, in the order in which they are computed.
@@ -34,7 +34,7 @@ class Checkpoint:
 
   def tensors(self, path: pathlib.Path | None = None) -> dict[str, Tensor]:
     """Returns the tensors of a file, by default of the checkpoint itself."""
-    return Reading("", options=self.options).tensors(path or self.path)
+    return SourceReading("", options=self.options).tensors(path or self.path)
 
 
 def state_dict(tensors: Mapping[str, Tensor]) -> dict[str, Any]:

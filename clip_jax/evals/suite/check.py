@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from clip_jax import errors
-from clip_jax.evals.suite import data_sets, layouts, opening
+from clip_jax.evals.suite import data_sets, layouts, set_sources
 
 THERE, MISSING, WRONG = "there", "missing", "wrong"
 
@@ -44,7 +44,7 @@ def check(
     try:
       if found := layouts.find(entry, place):
         said |= {"state": THERE, "data": found.address}
-        opened = opening.open_found(entry, found)
+        opened = set_sources.open_found(entry, found)
         said |= {"data": opened.found.address, "examples": opened.count}
         said["choices"] = list(opened.notes)
         if opened.warnings:

@@ -23,6 +23,7 @@ from collections.abc import Iterator, Sequence
 
 from clip_jax import errors
 from clip_jax.data.sources import globs
+from clip_jax.evals import class_names
 from clip_jax.evals.suite import classes as classes_lib
 from clip_jax.evals.suite import data_sets
 
@@ -224,7 +225,7 @@ def _class_folders(
 
   def has_none(directory: pathlib.Path) -> bool:
     names = {x.name for x in _below(directory)} - {*SPLITS, "train"}
-    return not any(classes_lib.normalise(name) in known for name in names)
+    return not any(class_names.normalise(name) in known for name in names)
 
   lists = own / entry.lists
   given = str(lists) if entry.lists and lists.is_dir() else ""

@@ -27,8 +27,8 @@ from clip_jax.evals.suite import (
   agreement,
   data_sets,
   layouts,
-  opening,
   result_files,
+  set_sources,
 )
 from clip_jax.evals.suite import classes as classes_lib
 
@@ -73,7 +73,7 @@ class _Prepared:
     key: the digest of all that its measures depend on.
   """
 
-  opened: opening.Opened
+  opened: set_sources.Opened
   evaluation: tasks.Evaluation
   key: str
 
@@ -188,7 +188,7 @@ def _prepare(
   found = layouts.find(entry, place)
   if found is None:
     return None
-  opened = opening.open_found(entry, found)
+  opened = set_sources.open_found(entry, found)
   evaluation = _evaluation(entry, opened)
   key = _key(entry, opened, evaluation, subject, max_pixels)
   return _Prepared(opened, evaluation, key)
@@ -264,7 +264,7 @@ def _named(
 
 
 def _evaluation(
-  entry: data_sets.Entry, opened: opening.Opened
+  entry: data_sets.Entry, opened: set_sources.Opened
 ) -> tasks.Evaluation:
   """Returns the evaluation that the protocol of `entry` wants."""
   labels, templates, options = None, (RETRIEVAL_TEMPLATE,), {}
@@ -294,7 +294,7 @@ def _prompts_hash(evaluation: tasks.Evaluation) -> str:
 
 def _key(
   entry: data_sets.Entry,
-  opened: opening.Opened,
+  opened: set_sources.Opened,
   evaluation: tasks.Evaluation,
   subject: Subject,
   max_pixels: int | None,
@@ -327,7 +327,7 @@ def _result(
   bad = measured.pop("bad_records")
   kept = account.of(opened.source)
   examples = measured["images" if entry.task == "retrieval" else "examples"]
-  own = opening.remarks(entry, opened, examples=examples, bad=bad)
+  own = set_sources.remarks(entry, opened, examples=examples, bad=bad)
   warnings = [*own, *account.tell(opened.source, measured["data"])]
   for sentence in own:
     _LOGGER.warning("%s", sentence)

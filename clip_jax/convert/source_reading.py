@@ -10,7 +10,7 @@ from clip_jax.convert.report import Report
 from clip_jax.convert.tensor import Tensor
 
 
-class Reading:
+class SourceReading:
   """A checkpoint that is being read.
 
   Attributes:
