@@ -253,6 +253,20 @@ def test_a_workdirs_own_files_are_no_results(tmp_path):
     ("wds:/home/me/{0000..0012}.tar", "wds:{0000..0012}.tar"),
     ("csv:C:\\me\\x.csv", "csv:x.csv"),
     ("held_out", "held_out"),
+    ("wds:/home/me/d/wds_cifar10/test", "wds:wds_cifar10/test"),
+    ("wds:/d/cifar10/test/{0..3}.tar", "wds:cifar10/test/{0..3}.tar"),
+    ("wds:x/w5/test?labels=several", "wds:w5/test"),
+    ("coco:/d/karp/dataset_coco.json/test", "coco:dataset_coco.json/test"),
+    (
+      "parquet:/d/mnist/data/test-0.parquet",
+      "parquet:mnist/data/test-0.parquet",
+    ),
+    ("csv:/home/me/flowers/test.csv", "csv:flowers/test.csv"),
+    ("tfds:/home/me/tfds/cifar10/test", "tfds:cifar10/test"),
+    # The directory of a user says nothing of the set.
+    ("folder:/home/me/test", "folder:test"),
+    ("folder:~/test", "folder:test"),
+    ("folder:C:\\Users\\me\\test", "folder:test"),
   ],
 )
 def test_addresses_are_shown_without_directories(address, shown):
@@ -372,9 +386,27 @@ def test_data_whose_paths_end_alike_stay_apart(tmp_path):
     write(tmp_path / f"{i}.json", zero_shot(0.1 + i / 2, data=data, model="m"))
   found = gathering.read([tmp_path]).results
   assert [(x.data, x.fraction("top1")) for x in found] == [
-    ("cifar10/test", 0.1),
-    ("eurosat/test", 0.6),
+    ("parquet:cifar10/test", 0.1),
+    ("parquet:eurosat/test", 0.6),
   ]
+
+
+def test_names_of_data_that_would_be_the_same_are_told_apart():
+  assert addresses.shown_apart(
+    [
+      *("folder:/a/cifar10/test", "folder:/b/cifar10/test", "folder:/a/x"),
+      *("tfds:c/test", "tfds:c/test?data_dir=/home/me/tfds"),
+      *("folder:/home/jane/y", "folder:/home/bob/y"),
+    ]
+  ) == {
+    "folder:/a/cifar10/test": "folder:a/cifar10/test",
+    "folder:/b/cifar10/test": "folder:b/cifar10/test",
+    "folder:/a/x": "folder:x",
+    "tfds:c/test": "tfds:c/test",
+    "tfds:c/test?data_dir=/home/me/tfds": "tfds:c/test (2)",
+    "folder:/home/jane/y": "folder:y",
+    "folder:/home/bob/y": "folder:y (2)",
+  }
 
 
 def test_a_value_without_a_metric_is_no_measure(tmp_path):
