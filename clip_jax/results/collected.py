@@ -172,6 +172,34 @@ def top1(value: Any) -> float | None:
   return fraction(value.get("top1") if isinstance(value, dict) else value)
 
 
+# What a result has at least one of: fractions, and what holds them.
+MEASURES = (
+  *("top1", "top5", "mean_per_class", "mean_top1_top5", "map_11_point"),
+  *("roc_auc", "value", "text_to_image", "image_to_text", "shots"),
+  *("corruptions", "attributes", "calibration"),
+)
+# The fractions in these.
+_INNER = frozenset(["top1", "mean", "rate", "ece", "r@1", "r@5", "r@10"])
+
+
+def has_measure(values: Mapping[str, Any]) -> bool:
+  """Whether one of `MEASURES` is a number from 0 to 1, or holds one."""
+  waiting = [values[name] for name in MEASURES if name in values]
+  while waiting:
+    value = waiting.pop()
+    if isinstance(value, dict):
+      waiting += [
+        x
+        for name, x in value.items()
+        if isinstance(x, dict | list) or name in _INNER
+      ]
+    elif isinstance(value, list):
+      waiting += [x for x in value if isinstance(x, dict)]
+    elif fraction(value) is not None:
+      return True
+  return False
+
+
 def entries(value: Any) -> list[Mapping[str, Any]]:
   """Returns the objects in `value`; an empty list where it is not a list."""
   if not isinstance(value, list):

@@ -29,18 +29,6 @@ _PASSED_OVER = {
   workdir_lib.TOKENIZER,
   "compiled",
 }
-# What a result has at least one of.
-_MEASURES = (
-  "top1",
-  "map_11_point",
-  "value",
-  "text_to_image",
-  "image_to_text",
-  "shots",
-  "corruptions",
-  "attributes",
-  "calibration",
-)
 # How a result was measured; of few-shot ones `shots` says it, too.
 _SETTINGS = (
   "prompts_hash",
@@ -253,11 +241,13 @@ def _read_file(
     return []
   results = []
   for part in map(_flat, _parts(values) or [{}]):
-    if any(measure in part for measure in _MEASURES):
+    if collected.has_measure(part):
       results.append(part)
       continue
     texts = _texts(part)
     why = "holds no result of `clip-jax eval … --json`"
+    if named := [x for x in collected.MEASURES if x in part]:
+      why = f"no measure is a number from 0 to 1: {', '.join(named)}"
     if {"set", "status"} <= texts.keys():  # Of a suite, which tells why.
       why = f"{texts['set']} was not measured: {texts['status']}"
     found.left_out.append(collected.LeftOut(name, why))

@@ -6,7 +6,7 @@ import model_kinds
 from clip_jax import errors
 from clip_jax.evals import published
 from clip_jax.evals.suite import data_sets
-from clip_jax.results import addresses, gathering, tables
+from clip_jax.results import addresses, collected, gathering, tables
 
 
 def write(path, values):
@@ -210,13 +210,45 @@ def test_damaged_and_foreign_files_are_told_and_left_out(tmp_path, text, why):
 
 
 @pytest.mark.parametrize(
-  "value", [None, True, "0.5", -0.1, 1.5, float("nan"), float("inf"), [0.5], {}]
+  "value",
+  [None, True, "0.5", 7, -0.1, 1.5, float("nan"), float("inf"), [2], {}],
 )
 def test_values_that_are_no_fractions_are_none(tmp_path, value):
-  write(tmp_path / "x.json", zero_shot(value, top1_interval_95=[value, 0.9]))
+  more = {"top5": 0.75, "top1_interval_95": [value, 0.9]}
+  write(tmp_path / "x.json", zero_shot(value, **more))
   (result,) = gathering.read([tmp_path]).results
   assert result.fraction("top1") is None
   assert result.interval("top1") is None
+  assert tables.measured(result) == [("top5", 0.75, "")]
+
+
+@pytest.mark.parametrize("value", [7, "0.5", None, True, {}, [1.5]])
+def test_a_result_without_a_usable_measure_is_left_out(tmp_path, value):
+  write(tmp_path / "bad.json", zero_shot(value, model="broken"))
+  write(tmp_path / "good.json", zero_shot(model="m"))
+  found = gathering.read([tmp_path])
+  assert found.models == ["m"] and len(found.results) == 1
+  (left,) = found.left_out
+  assert left.path == f"{tmp_path.name}/bad.json"
+  assert left.why == "no measure is a number from 0 to 1: top1"
+
+
+@pytest.mark.parametrize(
+  "values, is_one",
+  [
+    ({"shots": [{"k": 1, "mean": 0.5}]}, True),
+    ({"shots": [{"k": 1, "mean": "0.5"}]}, False),
+    ({"corruptions": [{"severity": 1, "top1": 0.5}]}, True),
+    ({"corruptions": [{"severity": 1, "top1": 5}]}, False),
+    ({"text_to_image": {"r@5": 0.5}}, True),
+    ({"text_to_image": {"r@5": None, "median_rank": 1}}, False),
+    ({"calibration": {"ece": 0.5}}, True),
+    ({"attributes": {"a": {"groups": {"x": {"rates": {}}}}}}, False),
+    ({"attributes": {"a": {"groups": {"x": {"top1": 1}}}}}, True),
+  ],
+)
+def test_a_measure_may_be_inside_of_another_value(values, is_one):
+  assert collected.has_measure(values) == is_one
 
 
 def test_nothing_to_report_on_is_an_error(tmp_path):
