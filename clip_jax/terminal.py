@@ -115,6 +115,17 @@ def counts(numbers: Mapping[str, int]) -> str:
   return ", ".join(f"{n} {name}" for name, n in numbers.items()) or "none"
 
 
+def noun(number: float, one: str, many: str = "") -> str:
+  """Returns the word for so many things: "example" of 1, else "examples".
+
+  Args:
+    number: how many there are.
+    one: the word for one.
+    many: the word for more; empty adds an s.
+  """
+  return one if number == 1 else many or f"{one}s"
+
+
 def quoted(names: Sequence[str]) -> str:
   """Returns the first names in quotes, and how many more there are."""
   shown = [f"{name!r:.100}" for name in names[:_MOST_QUOTED]]

@@ -212,7 +212,8 @@ def _metadata(
   measured = [
     huggingface_hub.EvalResult(
       task_type=_TASK_TYPES.get(result.task, _OTHER_TASK_TYPE),
-      dataset_type=result.set or result.data,
+      dataset_type=result.compared
+      or (result.title if result.differs else result.data),
       dataset_name=result.title,
       metric_type=_METRIC_TYPES.get(measure, measure),
       # Tasks of one type on one set are one entry: the name tells them apart.
@@ -313,11 +314,19 @@ def _list(sentences: Iterable[str]) -> str:
   return "\n".join(f"- {sentence}" for sentence in sentences)
 
 
+def _data(result: collected.Result) -> str:
+  """Returns the name of a result's data, with the address in brackets."""
+  if result.set is None:
+    return result.title
+  more = [result.data, *filter(None, [result.differs])]
+  return f"{result.name} ({'; '.join(more)})"
+
+
 def _table_of(results: Sequence[collected.Result]) -> str:
   rows = [
     (
       tables.task_words(result.task),
-      result.data if result.set is None else f"{result.title} ({result.data})",
+      _data(result),
       tables.measure_words(measure),
       tables.percent(value),
       interval,

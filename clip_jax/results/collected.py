@@ -25,6 +25,8 @@ class Result:
     step: updates that the model was trained for; None if unknown.
     values: the JSON object, whose values may be anything.
     file: that it was in; empty for an evaluation among a run's metrics.
+    differs: in what the data are not those of the set that figures are of, such
+      as "70,000 images, not 10,000"; empty where they are.
   """
 
   model: str
@@ -35,11 +37,22 @@ class Result:
   step: int | None
   values: Mapping[str, Any]
   file: str = ""
+  differs: str = ""
+
+  @property
+  def compared(self) -> str | None:
+    """The key of the set whose published figures stand beside; or None."""
+    return None if self.differs else self.set
+
+  @property
+  def name(self) -> str:
+    """The usual name of the data."""
+    return self.data if self.set is None else published.title(self.set)
 
   @property
   def title(self) -> str:
-    """The name of the data."""
-    return self.data if self.set is None else published.title(self.set)
+    """The name of the data, with what makes them other ones in brackets."""
+    return f"{self.name} ({self.differs})" if self.differs else self.name
 
   def number(self, name: str) -> float | None:
     """Returns a value if it is a number that can be drawn."""

@@ -95,7 +95,7 @@ def accuracy(collection: collected.Collection) -> Figure | None:
     "",
     "accuracy, or the set's own measure (%)",
     "",
-    [*_published_accuracy({x.title: x.set for x in found}, rows), *marks],
+    [*_published_accuracy({x.title: x.compared for x in found}, rows), *marks],
     x_limits=(0, 102),  # A point at 100 is drawn whole.
     categories=rows,
   )

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from clip_jax import errors, json_lines, json_text
 from clip_jax.checkpoints import workdir as workdir_lib
 from clip_jax.evals import published
-from clip_jax.results import addresses, collected, contact_sheets
+from clip_jax.results import addresses, collected, comparable, contact_sheets
 from clip_jax.train import metric_log
 
 # Larger ones are no result; a result of ours has some kilobytes.
@@ -307,15 +307,17 @@ def _result(model: str, read: _Read, data: str) -> collected.Result:
   recall = "text_to_image" in values or "image_to_text" in values
   task = texts.get("task", "retrieval" if recall else "zero_shot")
   step = values.get("step")
+  key = published.find_set(_address(values))
   return collected.Result(
     model=model,
     origin=read.key,
     task=addresses.shown(task, limit=40),
     data=data or "unnamed data",
-    set=published.find_set(_address(values)),
+    set=key,
     step=step if type(step) is int else None,
     values=values,
     file=read.file,
+    differs="" if key is None else comparable.difference(key, values),
   )
 
 

@@ -97,9 +97,9 @@ def _corruptions(result: collected.Result) -> list[str]:
 
 def _shifts(results: Sequence[collected.Result]) -> list[str]:
   values = {
-    x.set: x.fraction("top1")
+    x.compared: x.fraction("top1")
     for x in results
-    if x.task == "zero_shot" and x.set is not None
+    if x.task == "zero_shot" and x.compared is not None
   }
   clean = values.get("imagenet")
   if clean is None:

@@ -22,8 +22,8 @@ def shifts(collection: collected.Collection) -> Figure | None:
   on = collections.defaultdict(dict)
   for result in collection.of_task("zero_shot"):
     value = result.fraction("top1")
-    if result.set is not None and value is not None and 0 < value < 1:
-      on[result.set][result.model] = value
+    if result.compared and value is not None and 0 < value < 1:
+      on[result.compared][result.model] = value
   panels = []
   for shift in _SHIFTS:
     both = [m for m in on[shift] if m in on["imagenet"]]

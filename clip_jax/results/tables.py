@@ -117,13 +117,15 @@ def compared(collection: collected.Collection) -> Table | None:
   rows = []
   for task in ("zero_shot", "linear_probe"):
     own = collection.of_task(task)
-    keys = dict.fromkeys(x.set for x in own if x.set is not None)
+    keys = dict.fromkeys(x.compared for x in own if x.compared is not None)
     for key in keys:
       for source in published.SOURCES:
         others = published.figures(task, source, key)
         metric = published.metric(key, source)
         values = {
-          x.model: x.fraction(metric) for x in own if x.set == key and metric
+          x.model: x.fraction(metric)
+          for x in own
+          if x.compared == key and metric
         }
         if others and any(value is not None for value in values.values()):
           assert metric is not None
@@ -135,7 +137,8 @@ def compared(collection: collected.Collection) -> Table | None:
   note = (
     "In percent. Rows “open_clip”: CLIP_benchmark's splits and prompts; rows "
     "“paper”: the paper's. They differ, and a row compares only with a result "
-    "of the same protocol."
+    "of the same protocol. Results on another number of images or classes than "
+    "the set has are left out: “Results” says which they are."
   )
   header = ("data set", *collection.models, *models)
   return (
@@ -181,7 +184,9 @@ def retrieval(collection: collected.Collection) -> Table | None:
       *(_cell(recalls_of(figures, way).get(name)) for name in _RECALLS),
       "",
     )
-    for key in dict.fromkeys(x.set for x in found if x.set is not None)
+    for key in dict.fromkeys(
+      x.compared for x in found if x.compared is not None
+    )
     for source in published.SOURCES
     for model, figures in published.figures("retrieval", source, key).items()
     for way, words in WAYS.items()
@@ -189,7 +194,8 @@ def retrieval(collection: collected.Collection) -> Table | None:
   header = ("model", "data", "direction", "R@1", "R@5", "R@10", "median rank")
   note = (
     "In percent. Published figures count an equal caption of another image as "
-    "a miss (--duplicates misses)."
+    "a miss (--duplicates misses). They stand here where a result is on the "
+    "set's number of images and captions."
   )
   return Table(
     "retrieval",
@@ -211,7 +217,8 @@ def _rank(entry: Any) -> str:
 TABLES = {
   "compared": (
     compared,
-    "results on data sets of the paper, such as tfds:cifar10/test",
+    "results on all images and classes of data sets of the paper, such as "
+    "tfds:cifar10/test",
   ),
   "retrieval": (retrieval, "results of --task retrieval"),
   "results": (results, "results of any task"),

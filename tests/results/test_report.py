@@ -37,7 +37,7 @@ def results(**more):
       "data": "tfds:cifar10/test",
       "top1": 0.5,
       "top1_interval_95": [0.4, 0.6],
-      "examples": 1000,
+      "examples": 10_000,
       "calibration": {"ece": 0.125, "reliability": bins},
       "confusions": [
         {"true": "<cat>", "predicted": "$x_1$", "count": 3},
@@ -218,6 +218,106 @@ def test_the_table_of_published_figures_compares_by_protocol(collection):
     zip(header, rows["CIFAR10, linear probe, top-1 (paper)"], strict=True)
   )
   assert (row["run"], row["ViT-B-32"], row["RN50"]) == ("75.0", "95.1", "")
+
+
+def _compared(tmp_path, *found):
+  """The rows of the table of published figures, and the data's titles."""
+  about = {"model": "m", "task": "zero_shot"}
+  write_all(tmp_path / "in", {f"{i}": about | x for i, x in enumerate(found)})
+  collection = gathering.read([tmp_path / "in"])
+  table = tables.compared(collection)
+  rows = [] if table is None else [row[:2] for row in table.rows]
+  return rows, [x.title for x in collection.results]
+
+
+@pytest.mark.parametrize(
+  "more, title",
+  [
+    ({"examples": 70_000}, "MNIST (70,000 images, not 10,000)"),
+    ({"examples": 9_000}, "MNIST (9,000 images, not 10,000)"),
+    ({"examples": 1}, "MNIST (1 image, not 10,000)"),
+    ({"classes": 9}, "MNIST (9 classes, not 10)"),
+    (
+      {"examples": 100, "classes": 9, "bad_records": {"x": 4}},
+      "MNIST (100 images, not 10,000; 9 classes, not 10)",
+    ),
+    # So much a suite accepts: bad records, and some that are missing.
+    ({"examples": 10_000, "classes": 10}, "MNIST"),
+    ({"examples": 9_000, "bad_records": {"x": 600, "y": 400}}, "MNIST"),
+    ({"examples": 9_950}, "MNIST"),
+    ({"examples": "many", "classes": []}, "MNIST"),
+  ],
+)
+def test_only_results_on_the_images_of_a_set_stand_beside_published_figures(
+  tmp_path, more, title
+):
+  result = {"data": "parquet:/d/mnist", "top1": 0.5, **more}
+  rows, titles = _compared(tmp_path, result)
+  assert titles == [title]
+  of_set = [
+    ("MNIST, zero-shot, top-1 (open_clip)", "50.0"),
+    ("MNIST, zero-shot, top-1 (paper)", "50.0"),
+  ]
+  assert rows == (of_set if title == "MNIST" else [])
+
+
+def test_figures_of_200_classes_do_not_stand_beside_one_of_1000(tmp_path):
+  data = {"data": "tfds:imagenet_a/test", "top1": 0.25, "examples": 7500}
+  clean = {"data": "tfds:imagenet2012/validation", "top1": 0.5}
+  rows, titles = _compared(tmp_path, clean, {**data, "classes": 1000})
+  assert titles == ["ImageNet", "ImageNet-A (1,000 classes, not 200)"]
+  assert [row[0].split(",")[0] for row in rows] == ["ImageNet"] * 2
+  found = gathering.read([tmp_path / "in"])
+  assert figures.FIGURES["shifts"][0](found) is None
+  rows, titles = _compared(tmp_path, clean, {**data, "classes": 200})
+  assert titles == ["ImageNet", "ImageNet-A"]
+  assert [row[0].split(",")[0] for row in rows][2:] == ["ImageNet-A"] * 2
+
+
+def test_protocols_of_other_numbers_are_those_of_the_suite(tmp_path):
+  found = [
+    {"data": "wds:/d/wds_sun397/test", "top1": 0.5, "examples": 108_754},
+    {"data": "wds:/d/wds_voc2007/test", "top1": 0.5, "examples": 14_976},
+    {
+      "set": "ucf101",
+      "top1": 0.5,
+      "examples": 11_213,
+      "folds": [{"examples": 3783}, {"examples": 3734}, {"examples": 3696}],
+    },
+    {
+      "set": "objectnet",
+      "top1": 0.5,
+      "examples": 18_574,
+      "bad_records": {"other_class": 31_699},
+    },
+  ]
+  _, titles = _compared(tmp_path, *found)
+  assert titles == ["SUN397", "VOC2007", "UCF101", "ObjectNet"]
+
+
+@pytest.mark.parametrize(
+  "images, texts, title",
+  [
+    (1000, 5000, "Flickr30k"),
+    (990, 4950, "Flickr30k"),
+    (31_783, 158_915, "Flickr30k (31,783 images, not 1,000)"),
+    (1000, 1000, "Flickr30k (captions an image: 1, not 5)"),
+  ],
+)
+def test_recalls_of_more_images_do_not_stand_above_published_ones(
+  tmp_path, images, texts, title
+):
+  result = {
+    "task": "retrieval",
+    "data": "wds:/d/wds_flickr30k/test",
+    "text_to_image": {"r@1": 0.5},
+    "images": images,
+    "texts": texts,
+  }
+  found = gathering.read([write_all(tmp_path / "in", {"a": result})])
+  table = tables.retrieval(found)
+  assert table.rows[0][1] == title
+  assert (table.published_rows > 0) == (title == "Flickr30k")
 
 
 def test_the_table_of_retrieval_has_both_directions(collection):
