@@ -213,16 +213,21 @@ def _metadata(
     huggingface_hub.EvalResult(
       task_type=_TASK_TYPES.get(result.task, _OTHER_TASK_TYPE),
       dataset_type=result.compared
-      or (result.title if result.differs else result.data),
-      dataset_name=result.title,
+      or (plain if result.differs else result.data),
+      dataset_name=plain,
       metric_type=_METRIC_TYPES.get(measure, measure),
       # Tasks of one type on one set are one entry: the name tells them apart.
-      metric_name=(
-        f"{tables.task_words(result.task)}, {tables.measure_words(measure)}"
+      metric_name=", ".join(
+        [
+          tables.task_words(result.task),
+          tables.measure_words(measure),
+          *result.apart,
+        ]
       ),
       metric_value=round(value, 6),
     )
     for result in results
+    for plain in [dataclasses.replace(result, apart=()).title]
     for measure, value, _ in tables.measured(result)
   ]
   return huggingface_hub.ModelCardData(
@@ -318,8 +323,8 @@ def _data(result: collected.Result) -> str:
   """Returns the name of a result's data, with the address in brackets."""
   if result.set is None:
     return result.title
-  more = [result.data, *filter(None, [result.differs])]
-  return f"{result.name} ({'; '.join(more)})"
+  more = filter(None, (result.data, result.differs, *result.apart))
+  return f"{result.name} ({'; '.join(dict.fromkeys(more))})"
 
 
 def _table_of(results: Sequence[collected.Result]) -> str:

@@ -27,6 +27,9 @@ class Result:
     file: that it was in; empty for an evaluation among a run's metrics.
     differs: in what the data are not those of the set that figures are of, such
       as "70,000 images, not 10,000"; empty where they are.
+    as_published: whether it was measured with the prompts or features that
+      published figures are of; None where it does not say.
+    apart: what tells it from other results of the same name.
   """
 
   model: str
@@ -38,6 +41,8 @@ class Result:
   values: Mapping[str, Any]
   file: str = ""
   differs: str = ""
+  as_published: bool | None = None
+  apart: Sequence[str] = ()
 
   @property
   def compared(self) -> str | None:
@@ -51,8 +56,14 @@ class Result:
 
   @property
   def title(self) -> str:
-    """The name of the data, with what makes them other ones in brackets."""
-    return f"{self.name} ({self.differs})" if self.differs else self.name
+    """The name of the data, with what makes it another one in brackets."""
+    more = "; ".join(filter(None, (self.differs, *self.apart)))
+    return f"{self.name} ({more})" if more else self.name
+
+  @property
+  def rank(self) -> tuple[int, bool]:
+    """Of several on the same data the greatest counts: later, as published."""
+    return self.step or 0, bool(self.as_published)
 
   def number(self, name: str) -> float | None:
     """Returns a value if it is a number that can be drawn."""
@@ -152,6 +163,20 @@ class Collection:
   runs: Sequence[Run]
   results: Sequence[Result]
   left_out: Sequence[LeftOut]
+
+  def of_sets(self, task: str) -> dict[str, dict[str, Result]]:
+    """Returns the results of a task that compare with published figures.
+
+    They are by set and model, the one of the greatest `rank` of each.
+    """
+    found: dict[str, dict[str, Result]] = {}
+    for result in self.of_task(task):
+      if result.compared is not None:
+        models = found.setdefault(result.compared, {})
+        other = models.get(result.model)
+        if other is None or result.rank >= other.rank:
+          models[result.model] = result
+    return found
 
   def of_task(self, task: str) -> list[Result]:
     """Returns the results of a task."""

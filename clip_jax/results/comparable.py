@@ -1,12 +1,15 @@
 """Whether a result compares with figures that are published of its data set.
 
-The suite's tables say how many images, classes and captions a set has.
+The suite's tables say how many images, classes and captions a set has, and with
+which prompts it is measured.
 """
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
-from clip_jax import terminal
+from clip_jax import names, terminal
+from clip_jax.evals import prompts
 from clip_jax.evals.suite import data_sets
 from clip_jax.results import collected
 
@@ -14,7 +17,7 @@ from clip_jax.results import collected
 _MOST_MISSING = 0.01
 
 
-def difference(key: str, values: Mapping[str, Any]) -> str:
+def difference(key: str | None, values: Mapping[str, Any]) -> str:
   """Returns in what a result's data are not those that figures are of.
 
   "" where they are, as far as the result says: it has the number of images of a
@@ -22,16 +25,59 @@ def difference(key: str, values: Mapping[str, Any]) -> str:
   classes, or with as many captions an image.
 
   Args:
-    key: of the set in `published.table()`.
+    key: of the set in `published.table()`; None for other data.
     values: of the result.
   """
-  found = [
-    _difference(entry, values)
-    for entry in data_sets.entries().values()
-    if key in (entry.name, entry.published_as)
-  ]
-  # A set may have several protocols, of other images each.
+  found = [_difference(entry, values) for entry in _entries(key)]
   return "" if "" in found or not found else found[0]
+
+
+def as_published(
+  key: str | None, task: str, values: Mapping[str, Any]
+) -> bool | None:
+  """Whether a result has the prompts, or the features, of published figures.
+
+  None where it does not say. Those of zero-shot classification are the suite's;
+  the same prompts of classes in another order count as others.
+
+  Args:
+    key: of the set in `published.table()`; None for other data.
+    task: of the result.
+    values: of the result.
+  """
+  if key is None:
+    return None
+  if task in names.PROBE_TASKS:
+    features = values.get("features")
+    return None if features is None else features == names.FEATURES[0]
+  if "set" in values and "prompts_hash" in values:  # Of a suite.
+    return True
+  digest = values.get("prompts_hash")
+  if task != "zero_shot" or digest is None:
+    return None
+  return digest in _digests(key)
+
+
+@functools.cache
+def _digests(key: str) -> frozenset[str]:
+  """Returns what the prompts of the suite's protocols of a set have as hash."""
+  found = set()
+  for entry in _entries(key):
+    if entry.task == "zero_shot":
+      classes = data_sets.classes(entry)
+      labels = [list(several) for several in classes.synonyms]
+      resolved = prompts.resolve(labels, classes.templates, may_repeat=True)
+      found.add(resolved.digest)
+  return frozenset(found)
+
+
+def _entries(key: str | None) -> list[data_sets.Entry]:
+  """Returns the suite's protocols of a set; they may be of other images."""
+  return [
+    entry
+    for entry in data_sets.entries().values()
+    if key and key in (entry.name, entry.published_as)
+  ]
 
 
 def _difference(entry: data_sets.Entry, values: Mapping[str, Any]) -> str:

@@ -16,7 +16,13 @@ from typing import Any, NamedTuple
 from clip_jax import errors, json_lines, json_text
 from clip_jax.checkpoints import workdir as workdir_lib
 from clip_jax.evals import published
-from clip_jax.results import addresses, collected, comparable, contact_sheets
+from clip_jax.results import (
+  addresses,
+  apart,
+  collected,
+  comparable,
+  contact_sheets,
+)
 from clip_jax.train import metric_log
 
 # Larger ones are no result; a result of ours has some kilobytes.
@@ -78,13 +84,14 @@ def read(places: Iterable[str | os.PathLike]) -> collected.Collection:
 def latest(collection: collected.Collection) -> collected.Collection:
   """Returns the results of the latest step of each model, task and data.
 
-  Of several of one step the last counts. The others are left out, and so are
-  earlier ones of other settings.
+  Of several of one step the one with the published prompts counts, else the
+  last. The others are left out, and so are earlier ones of other settings.
+  Those that are called the same are told apart.
   """
   kept: dict[tuple[str, str, str], collected.Result] = {}
   for result in collection.results:
     same = (result.model, result.task, result.data)
-    if same not in kept or (result.step or 0) >= (kept[same].step or 0):
+    if same not in kept or result.rank >= kept[same].rank:
       kept[same] = result
   left_out = [
     collected.LeftOut(x.file, why)
@@ -93,7 +100,7 @@ def latest(collection: collected.Collection) -> collected.Collection:
   ]
   return dataclasses.replace(
     collection,
-    results=list(kept.values()),
+    results=apart.name_apart(kept.values()),
     left_out=[*collection.left_out, *left_out],
   )
 
@@ -317,7 +324,8 @@ def _result(model: str, read: _Read, data: str) -> collected.Result:
     step=step if type(step) is int else None,
     values=values,
     file=read.file,
-    differs="" if key is None else comparable.difference(key, values),
+    differs=comparable.difference(key, values),
+    as_published=comparable.as_published(key, task, values),
   )
 
 

@@ -116,30 +116,32 @@ def compared(collection: collected.Collection) -> Table | None:
   models = list(published.table()["models"])
   rows = []
   for task in ("zero_shot", "linear_probe"):
-    own = collection.of_task(task)
-    keys = dict.fromkeys(x.compared for x in own if x.compared is not None)
-    for key in keys:
+    for key, own in collection.of_sets(task).items():
       for source in published.SOURCES:
         others = published.figures(task, source, key)
         metric = published.metric(key, source)
-        values = {
-          x.model: x.fraction(metric)
-          for x in own
-          if x.compared == key and metric
+        cells = {
+          model: _own_cell(x, metric) for model, x in own.items() if metric
         }
-        if others and any(value is not None for value in values.values()):
+        if others and any(cells.values()):
           assert metric is not None
           words = f"{task_words(task)}, {MEASURES[metric]} ({source})"
-          figures = [values.get(model) for model in collection.models]
-          figures += [others.get(model) for model in models]
           title = f"{published.title(key)}, {words}"
-          rows.append((title, *map(_cell, figures)))
+          figures = [_cell(others.get(model)) for model in models]
+          rows.append(
+            (title, *(cells.get(x, "") for x in collection.models), *figures)
+          )
   note = (
     "In percent. Rows “open_clip”: CLIP_benchmark's splits and prompts; rows "
     "“paper”: the paper's. They differ, and a row compares only with a result "
     "of the same protocol. Results on another number of images or classes than "
     "the set has are left out: “Results” says which they are."
   )
+  if any("*" in cell for row in rows for cell in row):
+    note += (
+      " *: not with the prompts of the suite, or a probe not on the features "
+      "of the image tower."
+    )
   header = ("data set", *collection.models, *models)
   return (
     Table(
@@ -153,6 +155,12 @@ def compared(collection: collected.Collection) -> Table | None:
     if rows
     else None
   )
+
+
+def _own_cell(result: collected.Result, metric: str) -> str:
+  """Returns the cell of a measure, marked where other prompts were taken."""
+  value = _cell(result.fraction(metric))
+  return f"{value} *" if value and result.as_published is False else value
 
 
 def _cell(value: float | None) -> str:
