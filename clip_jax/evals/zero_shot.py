@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from clip_jax import errors
+from clip_jax import errors, terminal
 from clip_jax.evals import (
   calibration,
   embedding_model,
@@ -291,9 +291,10 @@ def evaluate(
   return {
     **measured,
     "prompts_hash": resolved.digest,
-    "protocol": f"zero-shot: {count} prompts of {len(resolved.names)} classes, "
-    "those of a class averaged as unit embeddings; scores are cosines, "
-    "ties go by class number",
+    "protocol": f"zero-shot: {terminal.counted(count, 'prompt')} of "
+    f"{terminal.counted(len(resolved.names), 'class', 'classes')}, those of a "
+    "class averaged as unit embeddings; scores are cosines, ties go by class "
+    "number",
   }
 
 
@@ -325,8 +326,9 @@ def make_prompts(
   named = source.class_names
   if named is not None and len(named) != len(labels):
     raise errors.UserError(
-      f"{len(labels)} labels are given, but the data has {len(named)} classes "
-      f"({', '.join(named[:5])}, …); name one for each, in this order."
+      f"{terminal.counted(len(labels), 'label is', 'labels are')} given, but "
+      f"the data has {terminal.counted(len(named), 'class', 'classes')} ("
+      f"{', '.join(named[:5])}, …); name one for each, in this order."
     )
   own = False
   if named is not None:

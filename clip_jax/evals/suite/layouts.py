@@ -19,7 +19,7 @@ import re
 import urllib.parse
 from collections.abc import Iterator
 
-from clip_jax import errors, regular_files
+from clip_jax import errors, regular_files, terminal
 from clip_jax.data import record as record_lib
 from clip_jax.data import sources
 from clip_jax.evals import folds
@@ -244,7 +244,7 @@ def open_found(entry: data_sets.Entry, found: Found) -> Opened:
   if count is not None and count not in entry.counts:
     known = " or ".join(f"{number:,}" for number in entry.counts)
     warnings.append(
-      f"{found.address} holds {count:,} test images"
+      f"{found.address} holds {count:,} test {terminal.noun(count, 'image')}"
       f"{' in its first split' if parts else ''}, but {entry.title} has "
       f"{known}: the figure does not compare with published ones."
     )
@@ -263,6 +263,6 @@ def _check_shards(found: Found) -> None:
   shards = len(_names(pathlib.Path(place), "*.tar"))
   if re.fullmatch(r"\s*\d+\s*", text) and int(text) != shards:
     raise errors.UserError(
-      f"{place} holds {shards} tar files, but {_SHARD_COUNT} says that there "
-      f"are {int(text)}. Get the others."
+      f"{place} holds {terminal.counted(shards, 'tar file')}, but "
+      f"{_SHARD_COUNT} says that there are {int(text)}. Get the others."
     )
