@@ -376,6 +376,9 @@ def test_a_result_of_other_prompts_is_marked_beside_published_figures(tmp_path):
   found = gathering.read([place])
   table = tables.compared(found)
   assert table.rows[0][1] == "50.0 *"
+  note = figures.accuracy(found).note
+  assert "Not with the prompts of the suite" in note
+  assert note.endswith("image tower: CIFAR10.")
   assert "*: not with the prompts of the suite" in table.note
   assert '<td class="number">50.0 *</td>' in html_page.as_table(table)
 
