@@ -115,6 +115,22 @@ def counts(numbers: Mapping[str, int]) -> str:
   return ", ".join(f"{n} {name}" for name, n in numbers.items()) or "none"
 
 
+def noun(number: float, one: str, many: str = "") -> str:
+  """Returns the word for so many things: "example" of 1, else "examples".
+
+  Args:
+    number: how many there are.
+    one: the word for one.
+    many: the word for more; empty adds an s.
+  """
+  return one if number == 1 else many or f"{one}s"
+
+
+def counted(number: int, one: str, many: str = "") -> str:
+  """Returns a number with the `noun` for it: "1 example", "2 examples"."""
+  return f"{number} {noun(number, one, many)}"
+
+
 def quoted(names: Sequence[str]) -> str:
   """Returns the first names in quotes, and how many more there are."""
   shown = [f"{name!r:.100}" for name in names[:_MOST_QUOTED]]

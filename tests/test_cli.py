@@ -387,7 +387,7 @@ def test_embed_tells_why_records_are_left_out(workdir, image, tmp_path, capsys):
   data, out = f"folder:{folder.parent}", str(tmp_path / "index")
   cli.main(["embed", str(workdir), "--data", data, "--out", out])
   assert (
-    f"Embedded 1 images into {out}, 1 bad record left out (1 truncated); "
+    f"Embedded 1 image into {out}, 1 bad record left out (1 truncated); "
     f"`clip-jax data inspect {data}` names them."
   ) in capsys.readouterr().out
 
@@ -523,7 +523,7 @@ def test_what_is_dropped_is_counted_apart(tmp_path, image, capsys):
   (data / "bad.png").write_bytes(image.read_bytes()[:99])
   prepare = ["data", "prepare", f"folder:{data.parent}"]
   cli.main([*prepare, str(tmp_path / "dropped"), "--drop-bad"])
-  told = "Wrote 1 records, 1 bad ones left out (1 truncated);"
+  told = "Wrote 1 record, 1 bad one left out (1 truncated);"
   assert told in capsys.readouterr().out
 
 

@@ -185,3 +185,11 @@ def test_a_terminal_that_cannot_clear_a_line_gets_lines(clock, monkeypatch):
 )
 def test_what_a_stream_lacks_is_drawn_in_ascii(encoding, want):
   assert terminal.encodable("── é … 三", encoding) == want
+
+
+def test_one_thing_is_not_called_several():
+  assert terminal.noun(1, "class", "classes") == "class"
+  assert terminal.noun(0, "class", "classes") == "classes"
+  assert terminal.noun(2.0, "image") == "images"
+  assert terminal.counted(1, "label is", "labels are") == "1 label is"
+  assert terminal.counted(12, "example") == "12 examples"

@@ -44,8 +44,8 @@ def read(
       return [x for x in names if _fits(x)]
     if step is not None and step not in steps:
       raise errors.UserError(
-        f"{address} holds no checkpoint of step {step}; it holds "
-        f"{sorted(steps)}."
+        f"{address}/{workdir.DIRECTORY} holds no checkpoint of step {step}; it "
+        f"holds {sorted(steps)}."
       )
     wanted = max(steps) if step is None else step
     return [x for x in names if _is_of_model(x.split("/"), str(wanted))]

@@ -182,8 +182,10 @@ class Account:
     said = [self._of_file(path) for path in files[:most_files]]
     if (more := len(files) - most_files) > 0:
       said.append(
-        f"{more} more files are damaged; `clip-jax data inspect --json` lists "
-        f"them. All together have lost {self.lost_in_words} records."
+        f"{more} more {terminal.noun(more, 'file is', 'files are')} damaged; "
+        "`clip-jax data inspect --json` lists "
+        f"{terminal.noun(more, 'it', 'them')}. All together have lost "
+        f"{self.lost_in_words} records."
       )
     if images := self.left_out.describe(images=True):
       said.append(f"Named like images, but not read: {images}.")
@@ -201,7 +203,7 @@ class Account:
     if lost is None:
       counted = "how many records it has lost is not known, at least 1"
     elif lost:
-      counted = f"about {lost} record{'s' if lost > 1 else ''} lost"
+      counted = f"about {terminal.counted(lost, 'record')} lost"
     else:
       counted = "no sign of lost records besides the bad ones"
     if not places:

@@ -119,12 +119,17 @@ class Ledger:
     least = (
       ", the fewest that the limit is computed from" if settled > seen else ""
     )
-    share = f", and {self._lost} records lost" if self._lost else ""
+    share = (
+      f", and {terminal.counted(self._lost, 'record')} lost"
+      if self._lost
+      else ""
+    )
     again = ""
     if bad == self.bad > len(self._keys) and len(self._keys) < _MOST_KEYS:
       again = f" ({len(self._keys)} different ones, met again in later passes)"
     raise errors.UserError(
-      f"{bad} bad records among {seen} examples{again}{share}; "
+      f"{terminal.counted(bad, 'bad record')} among "
+      f"{terminal.counted(seen, 'example')}{again}{share}; "
       "data.max_bad_fraction="
       f"{self._max_bad_fraction:g} allows {limit:g} ("
       f"{100 * self._max_bad_fraction:g} % of {settled} examples{least}"

@@ -249,8 +249,9 @@ class Mixture:
     """Returns a sentence about each source, in a run of so many examples."""
     total = sum(part.weight for part in self.parts)
     return [
-      f"{terminal.escaped(part.address)}: {part.weight} of {total} examples, "
-      f"{len(part.source)} records, "
+      f"{terminal.escaped(part.address)}: {part.weight} of "
+      f"{terminal.counted(total, 'example')}, "
+      f"{terminal.counted(len(part.source), 'record')}, "
       f"{examples * part.weight / total / len(part.source):.3g} passes"
       for part in self.parts
     ]

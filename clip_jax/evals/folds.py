@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from clip_jax import errors, regular_files
+from clip_jax import errors, regular_files, terminal
 from clip_jax import preprocess as preprocess_lib
 from clip_jax.data import account, sources
 from clip_jax.data import record as record_lib
@@ -111,8 +111,10 @@ def read_splits(
       missing = [stem for stem in stems if stem not in places]
       if missing or not stems:
         raise errors.UserError(
-          f"{file} names {len(stems)} files; {len(missing)} of them are not in "
-          f"the data{f', such as {missing[0][:80]!r}' if missing else ''}."
+          f"{file} names {terminal.counted(len(stems), 'file')}; "
+          f"{len(missing)} of them {terminal.noun(len(missing), 'is', 'are')} "
+          "not in the data"
+          f"{f', such as {missing[0][:80]!r}' if missing else ''}."
         )
       if twice := [stem for stem in stems if counts[stem] > 1]:
         raise errors.UserError(
@@ -125,8 +127,10 @@ def read_splits(
     if len(both):
       one = _stem(names[int(both[0])])[:80]
       raise errors.UserError(
-        f"{path}, split {number}: {len(both)} files would be trained on and "
-        f"tested on, such as {one!r}. Leave them out of "
+        f"{path}, split {number}: "
+        f"{terminal.counted(len(both), 'file')} would be trained on and tested "
+        f"on, such as {one!r}. Leave "
+        f"{terminal.noun(len(both), 'it', 'them')} out of "
         f"trainlist{number}.txt or of testlist{number}.txt."
       )
     found.append(Fold(train_part, test_part))

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from clip_jax import errors
+from clip_jax import errors, terminal
 from clip_jax.evals import metrics
 
 
@@ -40,8 +40,9 @@ def marks(batch: dict[str, Any], classes: int) -> np.ndarray:
 def unnamed(label: int, classes: int) -> errors.UserError:
   """Returns the error for a label beyond the classes that are named."""
   return errors.UserError(
-    f"The data has label {label}, but only {classes} labels are named; name "
-    "one for every class of the data, in its order."
+    f"The data has label {label}, but only "
+    f"{terminal.counted(classes, 'label is', 'labels are')} named; name one "
+    "for every class of the data, in its order."
   )
 
 

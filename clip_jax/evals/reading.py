@@ -109,7 +109,8 @@ def watch(
       progress(done, total)
   if done and bad.total() == done:
     reasons = ", ".join(f"{n} {reason}" for reason, n in bad.most_common())
+    which = f"All {done} records are" if done > 1 else "The only record is"
     raise errors.UserError(
-      f"All {done} records are bad ({reasons}); `clip-jax data inspect` says "
+      f"{which} bad ({reasons}); `clip-jax data inspect` says "
       "what is wrong with which."
     )

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from clip_jax import errors
+from clip_jax import errors, terminal
 from clip_jax.evals import embedding_model
 from clip_jax.evals import prompts as prompts_lib
 
@@ -137,7 +137,8 @@ def recall(
   counts = np.bincount(image_of_text, minlength=images)
   if not images or len(counts) > images or not counts.all():
     raise errors.UserError(
-      f"Retrieval needs images that each have a text; got {images} images, "
+      "Retrieval needs images that each have a text; got "
+      f"{terminal.counted(images, 'image')}, "
       f"{int(np.sum(counts == 0))} of them without."
     )
   image_embeds = prompts_lib.normalize(image_embeds, what="image")

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from clip_jax import errors
+from clip_jax import errors, terminal
 from clip_jax import preprocess as preprocess_lib
 from clip_jax.data import sources
 from clip_jax.data.sources import views
@@ -191,6 +191,7 @@ def too_few(shots: Sequence[int], fewest: int) -> list[str]:
   if fewest >= max(shots):
     return []
   return [
-    f"The smallest class has {fewest} examples to draw from, fewer than "
-    f"{max(shots)} shots: where a class has no more, all of it is taken."
+    f"The smallest class has {terminal.counted(fewest, 'example')} to draw "
+    f"from, fewer than {max(shots)} shots: where a class has no "
+    "more, all of it is taken."
   ]

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from clip_jax import errors
+from clip_jax import errors, terminal
 from clip_jax.evals import (
   calibration,
   class_names,
@@ -293,9 +293,10 @@ def evaluate(
   return {
     **measured,
     "prompts_hash": resolved.digest,
-    "protocol": f"zero-shot: {count} prompts of {len(resolved.names)} classes, "
-    "those of a class averaged as unit embeddings; scores are cosines, "
-    "ties go by class number",
+    "protocol": f"zero-shot: {terminal.counted(count, 'prompt')} of "
+    f"{terminal.counted(len(resolved.names), 'class', 'classes')}, those of a "
+    "class averaged as unit embeddings; scores are cosines, ties go by class "
+    "number",
   }
 
 
@@ -331,9 +332,10 @@ def make_prompts(
     by_name = class_names.in_order(labels, named)
     if by_name is None and len(named) != len(labels):
       raise errors.UserError(
-        f"{len(labels)} labels are given, but the data has {len(named)} "
-        f"classes ({', '.join(named[:5])}, …); name one for each, in this "
-        "order, or as they are called here, in any order."
+        f"{terminal.counted(len(labels), 'label is', 'labels are')} given, but "
+        f"the data has {terminal.counted(len(named), 'class', 'classes')} ("
+        f"{', '.join(named[:5])}, …); name one for each, in this order, or as "
+        "they are called here, in any order."
       )
     labels = labels if by_name is None else by_name
     own = prompts_lib.label_names(labels) == list(named)

@@ -3,6 +3,7 @@
 Pages and cards are passed on; a path may hold a user's name.
 """
 
+import collections
 import contextlib
 import re
 from collections.abc import Iterable
@@ -13,26 +14,71 @@ from clip_jax.data import mixture
 # Schemes whose path is a name, unless it begins with a slash.
 _NAMED = ("builtin", "tfds")
 _PART = re.compile(r"[?&]split=(\w+)")
+_OPTIONS = re.compile(r"\?(?=[a-z_]+=)")
 _ROOTED = re.compile(r"^(?:[/\\~.]|[A-Za-z]:[/\\])")
+# Parts of a path that many data sets have, so that they name none: splits, and
+# numbered files of them.
+_OF_MANY = re.compile(
+  r"(?:(?:test|train|training|val|valid|validation|dev|restval|held_out|data"
+  r"|images)(?:[-_+*{\[\d].*|\.\w+)?|[\d{*?\[].*)",
+  re.IGNORECASE,
+)
+_HOMES = frozenset(["home", "users"])  # A directory in them is a user's.
+_MOST_PARTS = 8
 
 
-def shown(address: str, *, limit: int = 80) -> str:
-  """Returns a DATA address with the last part of its path alone.
+def shown(address: str, *, limit: int = 80, parts: int = 1) -> str:
+  """Returns a DATA address with the end of its path alone.
 
-  Of its options `split` stays, which says what was measured. Of a mixture, each
-  address stands behind its weight.
+  That is the last part, and before a split or its files the parts up to the one
+  that names the data: `cifar10/test`. Of the options `split` stays, which says
+  what was measured. Of a mixture, each address stands behind its weight.
+
+  Args:
+    address: the address, or a name.
+    limit: of characters.
+    parts: the least number of parts, if there are so many below the directory
+      of a user.
   """
   with contextlib.suppress(errors.UserError):
     if (weights := mixture.parse(address)) is not None:
-      named = (f"{w} x {shown(each)}" for each, w in weights.items())
+      named = (
+        f"{w} x {shown(each, parts=parts)}" for each, w in weights.items()
+      )
       return terminal.printable(" + ".join(named), limit=limit)
   scheme, colon, path = address.partition(":")
   part = _PART.search(path)
-  path = re.split(r"\?[a-z_]+=", path)[0]
+  path = _OPTIONS.split(path)[0]
   if scheme not in _NAMED or _ROOTED.match(path):
-    path = last(path)
+    path = _end(path, parts)
   split = f"?split={part[1]}" if part else ""
   return terminal.printable(f"{scheme}{colon}{path}{split}", limit=limit)
+
+
+def _end(path: str, least: int) -> str:
+  """Returns the end of a path that names data, of `least` parts or more."""
+  parts = [part for part in re.split(r"[/\\]", path) if part]
+  number = next(
+    (n for n, part in enumerate(reversed(parts), 1) if not _is_of_many(part)),
+    1,
+  )
+  private = next(
+    (
+      place
+      for place in reversed(range(len(parts)))
+      if parts[place] in (".", "..", "root")
+      or parts[place].startswith("~")
+      or (place and parts[place - 1].lower() in _HOMES)
+      or parts[place].lower() in _HOMES
+    ),
+    -1,
+  )
+  number = min(max(number, least), len(parts) - 1 - private)
+  return last(path, parts=max(number, 1))
+
+
+def _is_of_many(part: str) -> bool:
+  return _OF_MANY.fullmatch(part) is not None
 
 
 def last(path: str, *, parts: int = 1) -> str:
@@ -67,14 +113,19 @@ def distinct(paths: Iterable[str]) -> dict[str, str]:
 def shown_apart(found: Iterable[str]) -> dict[str, str]:
   """Returns `shown` of each DATA address, but no two the same.
 
-  Where the last part of the path is not enough, more of it is shown.
+  Where the end of the path is not enough, more of it is shown, and at last a
+  number.
   """
   found = list(dict.fromkeys(found))
   names = {address: shown(address) for address in found}
-  alike: dict[str, list[str]] = {}
+  for parts in range(2, _MOST_PARTS):
+    alike = collections.Counter(names.values())
+    for address, name in names.items():
+      if alike[name] > 1:
+        names[address] = shown(address, parts=parts)
+  numbers: collections.Counter[str] = collections.Counter()
   for address, name in names.items():
-    alike.setdefault(name, []).append(address)
-  for several in alike.values():
-    if len(several) > 1:
-      names |= distinct(several)
+    numbers[name] += 1
+    if numbers[name] > 1:
+      names[address] = f"{name} ({numbers[name]})"
   return names

@@ -212,16 +212,22 @@ def _metadata(
   measured = [
     huggingface_hub.EvalResult(
       task_type=_TASK_TYPES.get(result.task, _OTHER_TASK_TYPE),
-      dataset_type=result.set or result.data,
-      dataset_name=result.title,
+      dataset_type=result.compared
+      or (plain if result.differs else result.data),
+      dataset_name=plain,
       metric_type=_METRIC_TYPES.get(measure, measure),
       # Tasks of one type on one set are one entry: the name tells them apart.
-      metric_name=(
-        f"{tables.task_words(result.task)}, {tables.measure_words(measure)}"
+      metric_name=", ".join(
+        [
+          tables.task_words(result.task),
+          tables.measure_words(measure),
+          *result.apart,
+        ]
       ),
       metric_value=round(value, 6),
     )
     for result in results
+    for plain in [dataclasses.replace(result, apart=()).title]
     for measure, value, _ in tables.measured(result)
   ]
   return huggingface_hub.ModelCardData(
@@ -313,11 +319,19 @@ def _list(sentences: Iterable[str]) -> str:
   return "\n".join(f"- {sentence}" for sentence in sentences)
 
 
+def _data(result: collected.Result) -> str:
+  """Returns the name of a result's data, with the address in brackets."""
+  if result.set is None:
+    return result.title
+  more = filter(None, (result.data, result.differs, *result.apart))
+  return f"{result.name} ({'; '.join(dict.fromkeys(more))})"
+
+
 def _table_of(results: Sequence[collected.Result]) -> str:
   rows = [
     (
       tables.task_words(result.task),
-      result.data if result.set is None else f"{result.title} ({result.data})",
+      _data(result),
       tables.measure_words(measure),
       tables.percent(value),
       interval,

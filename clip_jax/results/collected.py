@@ -25,6 +25,11 @@ class Result:
     step: updates that the model was trained for; None if unknown.
     values: the JSON object, whose values may be anything.
     file: that it was in; empty for an evaluation among a run's metrics.
+    differs: in what the data are not those of the set that figures are of, such
+      as "70,000 images, not 10,000"; empty where they are.
+    as_published: whether it was measured with the prompts or features that
+      published figures are of; None where it does not say.
+    apart: what tells it from other results of the same name.
   """
 
   model: str
@@ -35,11 +40,30 @@ class Result:
   step: int | None
   values: Mapping[str, Any]
   file: str = ""
+  differs: str = ""
+  as_published: bool | None = None
+  apart: Sequence[str] = ()
+
+  @property
+  def compared(self) -> str | None:
+    """The key of the set whose published figures stand beside; or None."""
+    return None if self.differs else self.set
+
+  @property
+  def name(self) -> str:
+    """The usual name of the data."""
+    return self.data if self.set is None else published.title(self.set)
 
   @property
   def title(self) -> str:
-    """The name of the data."""
-    return self.data if self.set is None else published.title(self.set)
+    """The name of the data, with what makes it another one in brackets."""
+    more = "; ".join(filter(None, (self.differs, *self.apart)))
+    return f"{self.name} ({more})" if more else self.name
+
+  @property
+  def rank(self) -> tuple[int, bool]:
+    """Of several on the same data the greatest counts: later, as published."""
+    return self.step or 0, bool(self.as_published)
 
   def number(self, name: str) -> float | None:
     """Returns a value if it is a number that can be drawn."""
@@ -140,6 +164,20 @@ class Collection:
   results: Sequence[Result]
   left_out: Sequence[LeftOut]
 
+  def of_sets(self, task: str) -> dict[str, dict[str, Result]]:
+    """Returns the results of a task that compare with published figures.
+
+    They are by set and model, the one of the greatest `rank` of each.
+    """
+    found: dict[str, dict[str, Result]] = {}
+    for result in self.of_task(task):
+      if result.compared is not None:
+        models = found.setdefault(result.compared, {})
+        other = models.get(result.model)
+        if other is None or result.rank >= other.rank:
+          models[result.model] = result
+    return found
+
   def of_task(self, task: str) -> list[Result]:
     """Returns the results of a task."""
     return [result for result in self.results if result.task == task]
@@ -170,6 +208,34 @@ def interval(value: Any) -> tuple[float, float] | None:
 def top1(value: Any) -> float | None:
   """Returns a fraction, or the `top1` of an object of measures; else None."""
   return fraction(value.get("top1") if isinstance(value, dict) else value)
+
+
+# What a result has at least one of: fractions, and what holds them.
+MEASURES = (
+  *("top1", "top5", "mean_per_class", "mean_top1_top5", "map_11_point"),
+  *("roc_auc", "value", "text_to_image", "image_to_text", "shots"),
+  *("corruptions", "attributes", "calibration"),
+)
+# The fractions in these.
+_INNER = frozenset(["top1", "mean", "rate", "ece", "r@1", "r@5", "r@10"])
+
+
+def has_measure(values: Mapping[str, Any]) -> bool:
+  """Whether one of `MEASURES` is a number from 0 to 1, or holds one."""
+  waiting = [values[name] for name in MEASURES if name in values]
+  while waiting:
+    value = waiting.pop()
+    if isinstance(value, dict):
+      waiting += [
+        x
+        for name, x in value.items()
+        if isinstance(x, dict | list) or name in _INNER
+      ]
+    elif isinstance(value, list):
+      waiting += [x for x in value if isinstance(x, dict)]
+    elif fraction(value) is not None:
+      return True
+  return False
 
 
 def entries(value: Any) -> list[Mapping[str, Any]]:

@@ -224,12 +224,15 @@ def _tables(
     for name, n in measured.items()
     if n["percentiles"]
   ]
+  repeated = images["repeated"]
   tables = [
     Table(
       "numbers",
-      f"{found['records']} records, {found['good']} good",
-      f"{captions['number']} captions, {captions['repeated']} of which repeat "
-      f"another; {images['repeated']} images repeat another, byte by byte. "
+      f"{terminal.counted(found['records'], 'record')}, {found['good']} good",
+      f"{terminal.counted(captions['number'], 'caption')}, "
+      f"{captions['repeated']} of which repeat another; "
+      f"{terminal.counted(repeated, 'image repeats', 'images repeat')} "
+      "another, byte by byte. "
       "Percentiles are values of the data.",
       ["", "least", *percentiles, "most", "mean"],
       numbers,

@@ -1,6 +1,7 @@
 """Draws figures with matplotlib, which the extra `report` brings."""
 
 import io
+import textwrap
 import types
 import warnings
 from collections.abc import Sequence
@@ -41,6 +42,10 @@ _DPI = 110
 _ROW_INCHES = 0.3  # Of a panel's category.
 _MOST_IN_LEGEND = 24
 _LONGEST = 60  # Characters of a name; a longer one leaves no room for a panel.
+# Characters across a panel by itself, and across one beside others.
+_ACROSS, _ACROSS_BESIDE = 80, 42
+_MOST_LINES = 4  # Of a title.
+_LINE_INCHES = 0.18
 _LOGIT_TICKS = (1, 2, 5, 10, 20, 30, 40, 50, 60, 70, 80, 90, 95, 98, 99)
 
 
@@ -91,7 +96,7 @@ def draw(figure: Figure) -> bytes:
     )
     for row, beside, count in zip(rows, grid, most, strict=True):
       for panel, pair in zip(row, beside, strict=False):
-        _draw_panel(pair, panel, rows=count)
+        _draw_panel(pair, panel, rows=count, across=_across(columns))
     axes = grid.flatten()
     for unused in axes[len(figure.panels) :]:
       unused.set_visible(False)
@@ -117,15 +122,29 @@ def _width(panels: Sequence[Panel], columns: int) -> float:
 def _height(panels: Sequence[Panel], columns: int) -> float:
   """Returns the inches of panels beside each other."""
   categories = max(len(panel.categories) for panel in panels)
+  lines = max(len(_lines(panel.title, _across(columns))) for panel in panels)
+  more = _LINE_INCHES * max(0, lines - 2)
   if categories:
-    return 1.4 + _ROW_INCHES * categories
-  return 4.2 if columns == 1 else 3.8
+    return 1.4 + _ROW_INCHES * categories + more
+  return (4.2 if columns == 1 else 3.8) + more
 
 
-def _draw_panel(axes: Any, panel: Panel, *, rows: int) -> None:
-  """Draws a panel; `rows` is the most categories that one beside it has."""
+def _across(columns: int) -> int:
+  """Returns how many characters of a title are beside each other."""
+  return _ACROSS if columns == 1 else _ACROSS_BESIDE
+
+
+def _draw_panel(axes: Any, panel: Panel, *, rows: int, across: int) -> None:
+  """Draws a panel.
+
+  Args:
+    axes: to draw it on.
+    panel: what to draw.
+    rows: the most categories that a panel beside it has.
+    across: the characters in a line of its title.
+  """
   axes.set(xlabel=_short(panel.x_label), ylabel=_short(panel.y_label))
-  axes.set_title("\n".join(map(_short, panel.title.split("\n")[:2])))
+  axes.set_title("\n".join(_lines(panel.title, across)))
   axes.set_axisbelow(True)
   if panel.x_scale == "log2":
     axes.set_xscale("log", base=2)
@@ -138,13 +157,22 @@ def _draw_panel(axes: Any, panel: Panel, *, rows: int) -> None:
   for mark in panel.marks:
     _draw_mark(axes, mark, is_across=bool(panel.categories))
   if panel.categories:
-    names = [_short(name) for name in panel.categories]
+    names = ["\n".join(_lines(x, _LONGEST)[:2]) for x in panel.categories]
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(rows - 0.4, -0.6)  # Bars are as high as those beside.
   if panel.x_limits:
     axes.set_xlim(*panel.x_limits)
   if panel.y_limits:
     axes.set_ylim(*panel.y_limits)
+
+
+def _lines(text: str, across: int) -> list[str]:
+  """Returns the lines of a title, none longer than `across` characters."""
+  lines = []
+  for line in text.split("\n")[:2]:
+    limit = across * (_MOST_LINES - 1)
+    lines += textwrap.wrap(terminal.printable(line, limit=limit), across)
+  return lines[:_MOST_LINES] or [""]
 
 
 def _short(text: str) -> str:

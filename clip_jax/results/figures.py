@@ -95,7 +95,7 @@ def accuracy(collection: collected.Collection) -> Figure | None:
     "",
     "accuracy, or the set's own measure (%)",
     "",
-    [*_published_accuracy({x.title: x.set for x in found}, rows), *marks],
+    [*_published_accuracy({x.title: x.compared for x in found}, rows), *marks],
     x_limits=(0, 102),  # A point at 100 is drawn whole.
     categories=rows,
   )
@@ -104,6 +104,13 @@ def accuracy(collection: collected.Collection) -> Figure | None:
     "95 % intervals. Grey: figures of the paper (Tables 10 and 11). Each set "
     "has its own measure: top-1 where the paper has no other."
   )
+  if others := [
+    x.title for x in found if x.compared and x.as_published is False
+  ]:
+    note += (
+      " Not with the prompts of the suite, or a probe not on the features of "
+      f"the image tower: {', '.join(dict.fromkeys(others))}."
+    )
   return picture.assemble(
     "accuracy", "Zero-shot and linear probe", note, [panel] if rows else []
   )

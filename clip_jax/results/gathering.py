@@ -16,7 +16,13 @@ from typing import Any, NamedTuple
 from clip_jax import errors, json_lines, json_text
 from clip_jax.checkpoints import workdir as workdir_lib
 from clip_jax.evals import published
-from clip_jax.results import addresses, collected, contact_sheets
+from clip_jax.results import (
+  addresses,
+  apart,
+  collected,
+  comparable,
+  contact_sheets,
+)
 from clip_jax.train import metric_log
 
 # Larger ones are no result; a result of ours has some kilobytes.
@@ -29,18 +35,6 @@ _PASSED_OVER = {
   workdir_lib.TOKENIZER,
   "compiled",
 }
-# What a result has at least one of.
-_MEASURES = (
-  "top1",
-  "map_11_point",
-  "value",
-  "text_to_image",
-  "image_to_text",
-  "shots",
-  "corruptions",
-  "attributes",
-  "calibration",
-)
 # How a result was measured; of few-shot ones `shots` says it, too.
 _SETTINGS = (
   "prompts_hash",
@@ -90,13 +84,14 @@ def read(places: Iterable[str | os.PathLike]) -> collected.Collection:
 def latest(collection: collected.Collection) -> collected.Collection:
   """Returns the results of the latest step of each model, task and data.
 
-  Of several of one step the last counts. The others are left out, and so are
-  earlier ones of other settings.
+  Of several of one step the one with the published prompts counts, else the
+  last. The others are left out, and so are earlier ones of other settings.
+  Those that are called the same are told apart.
   """
   kept: dict[tuple[str, str, str], collected.Result] = {}
   for result in collection.results:
     same = (result.model, result.task, result.data)
-    if same not in kept or (result.step or 0) >= (kept[same].step or 0):
+    if same not in kept or result.rank >= kept[same].rank:
       kept[same] = result
   left_out = [
     collected.LeftOut(x.file, why)
@@ -105,7 +100,7 @@ def latest(collection: collected.Collection) -> collected.Collection:
   ]
   return dataclasses.replace(
     collection,
-    results=list(kept.values()),
+    results=apart.name_apart(kept.values()),
     left_out=[*collection.left_out, *left_out],
   )
 
@@ -253,11 +248,13 @@ def _read_file(
     return []
   results = []
   for part in map(_flat, _parts(values) or [{}]):
-    if any(measure in part for measure in _MEASURES):
+    if collected.has_measure(part):
       results.append(part)
       continue
     texts = _texts(part)
     why = "holds no result of `clip-jax eval … --json`"
+    if named := [x for x in collected.MEASURES if x in part]:
+      why = f"no measure is a number from 0 to 1: {', '.join(named)}"
     if {"set", "status"} <= texts.keys():  # Of a suite, which tells why.
       why = f"{texts['set']} was not measured: {texts['status']}"
     found.left_out.append(collected.LeftOut(name, why))
@@ -317,15 +314,18 @@ def _result(model: str, read: _Read, data: str) -> collected.Result:
   recall = "text_to_image" in values or "image_to_text" in values
   task = texts.get("task", "retrieval" if recall else "zero_shot")
   step = values.get("step")
+  key = published.find_set(_address(values))
   return collected.Result(
     model=model,
     origin=read.key,
     task=addresses.shown(task, limit=40),
     data=data or "unnamed data",
-    set=published.find_set(_address(values)),
+    set=key,
     step=step if type(step) is int else None,
     values=values,
     file=read.file,
+    differs=comparable.difference(key, values),
+    as_published=comparable.as_published(key, task, values),
   )
 
 

@@ -111,7 +111,8 @@ def as_table(table: Table) -> str:
 
 
 def _cell(table: Table, column: int, text: str) -> str:
-  is_number = text.replace(".", "").replace(",", "").isdigit()
+  digits = text.removesuffix(" *").replace(".", "").replace(",", "")
+  is_number = digits.isdigit()
   own = "number" if is_number else ""
   return f"<td{_class(table, column, own)}>{_text(text)}</td>"
 

@@ -96,12 +96,12 @@ def _corruptions(result: collected.Result) -> list[str]:
 
 
 def _shifts(results: Sequence[collected.Result]) -> list[str]:
-  values = {
-    x.set: x.fraction("top1")
-    for x in results
-    if x.task == "zero_shot" and x.set is not None
-  }
-  clean = values.get("imagenet")
+  on_imagenet = [
+    x for x in results if x.task == "zero_shot" and x.compared == "imagenet"
+  ]
+  if not on_imagenet:
+    return []
+  clean = max(on_imagenet, key=lambda x: x.rank).fraction("top1")
   if clean is None:
     return []
   return [

@@ -70,17 +70,21 @@ def data(settings: config_lib.Data, counters: Mapping[str, Any]) -> Facts:
   if settings.template:
     facts.append(("captions", addresses.last(settings.template)))
   if bad := counters.get("bad_records"):
-    facts.append(("bad records", f"met {bad} times and replaced"))
+    facts.append(
+      ("bad records", f"met {terminal.counted(bad, 'time')} and replaced")
+    )
   return facts
 
 
 def _optimizer(optim: config_lib.Optim) -> str:
   rate = f"{optim.name}, peak learning rate {optim.peak_lr:g}"
   if optim.warmup_steps is not None:
-    rate += f" after {optim.warmup_steps} steps"
+    rate += f" after {terminal.counted(optim.warmup_steps, 'step')}"
   rate += f", then {optim.schedule}"
   if optim.cooldown_steps:
-    rate += f", the last {optim.cooldown_steps} steps to 0"
+    count = optim.cooldown_steps
+    steps = "step" if count == 1 else f"{count} steps"
+    rate += f", the last {steps} to 0"
   return f"{rate}, weight decay {optim.weight_decay:g}"
 
 
@@ -90,7 +94,10 @@ def of_workdir(path: pathlib.Path, step: int) -> tuple[Facts, Facts]:
   counters = workdir_lib.load_counters(path, step)
   facts = [
     ("steps", f"{step:,}"),
-    ("batch size", f"{config.batch_size:,} pairs"),
+    (
+      "batch size",
+      f"{config.batch_size:,} {terminal.noun(config.batch_size, 'pair')}",
+    ),
     ("pairs seen", f"{step * config.batch_size:,}"),
     ("objective", config.objective.kind),
     ("loss", config.loss.kind),

@@ -20,10 +20,11 @@ _SHIFTS = (
 def shifts(collection: collected.Collection) -> Figure | None:
   """Draws accuracy under a shift against that on ImageNet (paper, Fig. 13)."""
   on = collections.defaultdict(dict)
-  for result in collection.of_task("zero_shot"):
-    value = result.fraction("top1")
-    if result.set is not None and value is not None and 0 < value < 1:
-      on[result.set][result.model] = value
+  for key, models in collection.of_sets("zero_shot").items():
+    for model, result in models.items():
+      value = result.fraction("top1")
+      if value is not None and 0 < value < 1:
+        on[key][model] = value
   panels = []
   for shift in _SHIFTS:
     both = [m for m in on[shift] if m in on["imagenet"]]

@@ -116,27 +116,32 @@ def compared(collection: collected.Collection) -> Table | None:
   models = list(published.table()["models"])
   rows = []
   for task in ("zero_shot", "linear_probe"):
-    own = collection.of_task(task)
-    keys = dict.fromkeys(x.set for x in own if x.set is not None)
-    for key in keys:
+    for key, own in collection.of_sets(task).items():
       for source in published.SOURCES:
         others = published.figures(task, source, key)
         metric = published.metric(key, source)
-        values = {
-          x.model: x.fraction(metric) for x in own if x.set == key and metric
+        cells = {
+          model: _own_cell(x, metric) for model, x in own.items() if metric
         }
-        if others and any(value is not None for value in values.values()):
+        if others and any(cells.values()):
           assert metric is not None
           words = f"{task_words(task)}, {MEASURES[metric]} ({source})"
-          figures = [values.get(model) for model in collection.models]
-          figures += [others.get(model) for model in models]
           title = f"{published.title(key)}, {words}"
-          rows.append((title, *map(_cell, figures)))
+          figures = [_cell(others.get(model)) for model in models]
+          rows.append(
+            (title, *(cells.get(x, "") for x in collection.models), *figures)
+          )
   note = (
     "In percent. Rows “open_clip”: CLIP_benchmark's splits and prompts; rows "
     "“paper”: the paper's. They differ, and a row compares only with a result "
-    "of the same protocol."
+    "of the same protocol. Results on another number of images or classes than "
+    "the set has are left out: “Results” says which they are."
   )
+  if any("*" in cell for row in rows for cell in row):
+    note += (
+      " *: not with the prompts of the suite, or a probe not on the features "
+      "of the image tower."
+    )
   header = ("data set", *collection.models, *models)
   return (
     Table(
@@ -150,6 +155,12 @@ def compared(collection: collected.Collection) -> Table | None:
     if rows
     else None
   )
+
+
+def _own_cell(result: collected.Result, metric: str) -> str:
+  """Returns the cell of a measure, marked where other prompts were taken."""
+  value = _cell(result.fraction(metric))
+  return f"{value} *" if value and result.as_published is False else value
 
 
 def _cell(value: float | None) -> str:
@@ -181,7 +192,9 @@ def retrieval(collection: collected.Collection) -> Table | None:
       *(_cell(recalls_of(figures, way).get(name)) for name in _RECALLS),
       "",
     )
-    for key in dict.fromkeys(x.set for x in found if x.set is not None)
+    for key in dict.fromkeys(
+      x.compared for x in found if x.compared is not None
+    )
     for source in published.SOURCES
     for model, figures in published.figures("retrieval", source, key).items()
     for way, words in WAYS.items()
@@ -189,7 +202,8 @@ def retrieval(collection: collected.Collection) -> Table | None:
   header = ("model", "data", "direction", "R@1", "R@5", "R@10", "median rank")
   note = (
     "In percent. Published figures count an equal caption of another image as "
-    "a miss (--duplicates misses)."
+    "a miss (--duplicates misses). They stand here where a result is on the "
+    "set's number of images and captions."
   )
   return Table(
     "retrieval",
@@ -211,7 +225,8 @@ def _rank(entry: Any) -> str:
 TABLES = {
   "compared": (
     compared,
-    "results on data sets of the paper, such as tfds:cifar10/test",
+    "results on all images and classes of data sets of the paper, such as "
+    "tfds:cifar10/test",
   ),
   "retrieval": (retrieval, "results of --task retrieval"),
   "results": (results, "results of any task"),

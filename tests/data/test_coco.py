@@ -111,7 +111,7 @@ def test_karpathys_splits_go_by_name(coco):
     source = sources.open_source(address + end)
     names = [f"{_folder(n)}/{n}" for n in np.array(list(CAPTIONS))[wanted]]
     assert [record.key for record in _all(source)] == names
-    note = "1 images of the split 'restval'"
+    note = "1 image of the split 'restval'"
     assert any(note in s for s in source.account.notes) == (
       end == "?split=train"
     )

@@ -583,7 +583,7 @@ def test_real_languages_are_told_apart(png):
     ),
     (["--queries", "en=q.txt", "--queries", "en=q.txt"], 1, "after another of"),
     (["--queries", "zz=q.txt"], 1, "language 'zz'"),
-    (["--queries", "de=q.txt"], 1, "None of the 1 pairs stays"),
+    (["--queries", "de=q.txt"], 1, "The only pair does not stay"),
   ],
 )
 def test_lists_of_languages_that_are_wrong(

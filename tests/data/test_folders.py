@@ -42,7 +42,8 @@ def test_stray_text_files_do_not_make_a_class_folder_one_of_captions(
   source = folder(CLASSES | stray)
   assert source.class_names == ("cat", "dog")
   (note,) = source.account.notes
-  assert f"{len(stray)} of 10 images have" in note
+  have = "has" if len(stray) == 1 else "have"
+  assert f"{len(stray)} of 10 images {have}" in note
   assert "?layout=captions" in note
   assert sum(source.account.left_out.counts.values()) == len(stray)
   captions = folder({}, "?layout=captions")

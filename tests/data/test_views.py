@@ -90,7 +90,7 @@ def test_a_part_is_inspected_and_prepared_like_any_data(folder, tmp_path):
 def test_what_has_no_second_record_cannot_be_parted(tmp_path, png):
   (tmp_path / "ant").mkdir()
   (tmp_path / "ant" / "0.png").write_bytes(png(0))
-  with pytest.raises(errors.UserError, match="Of 1 records none can be held"):
+  with pytest.raises(errors.UserError, match="Of 1 record none can be held"):
     sources.open_source(f"folder:{tmp_path}?split=train")
 
 

@@ -245,3 +245,12 @@ def test_the_ridge_probe_of_a_run_measures_a_model(data):
   assert found == probe.measure(model, reading=how)
   with pytest.raises(errors.UserError, match="names one split"):
     ridge.open_few_shot("builtin:digits/test")
+
+
+@pytest.mark.parametrize("fewest, has", [(1, "1 example"), (3, "3 examples")])
+def test_fewer_examples_than_shots_are_told(fewest, has):
+  assert shots.too_few([1, 4], fewest) == [
+    f"The smallest class has {has} to draw from, fewer than 4 shots: where a "
+    "class has no more, all of it is taken."
+  ]
+  assert shots.too_few([1], fewest) == []

@@ -249,7 +249,7 @@ def test_a_split_does_not_test_on_what_it_trains_on(tmp_path):
   (tmp_path / "trainlist01.txt").write_text("x/a.avi 1\ny/b.avi 2\n")
   (tmp_path / "testlist01.txt").write_text("x/a.avi\ny/c.avi\n")
   names = ["x/a.png", "y/b.png", "y/c.png"]
-  with pytest.raises(errors.UserError, match=r"split 01: 1 files .* 'a'"):
+  with pytest.raises(errors.UserError, match=r"split 01: 1 file .* 'a'"):
     folds.read_splits(str(tmp_path), names)
   (found,) = folds.read_splits(str(tmp_path), names, train=False)
   assert found.test is not None and found.test.tolist() == [0, 2]

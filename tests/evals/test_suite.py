@@ -338,7 +338,7 @@ def _other_class(root):
 
 def _lost_shard(root):
   (root / "wds_mnist" / "test" / "1.tar").unlink()
-  return "holds 1 tar files, but nshards.txt says that there are 2"
+  return "holds 1 tar file, but nshards.txt says that there are 2"
 
 
 def _empty_shards(root):

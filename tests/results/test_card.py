@@ -185,6 +185,52 @@ def test_a_card_lists_the_result_of_other_prompts(workdir, tmp_path):
   assert left.why.endswith("b.json, which differs in prompts_hash")
 
 
+def test_a_cards_results_of_one_set_have_names_of_their_own(workdir, tmp_path):
+  mine = {"model": str(workdir), "step": 3, "calibration": {"ece": 0.5}}
+  for i, count in enumerate((180, 10)):
+    data = ("tfds:cifar10/test", "wds:/home/me/cifar10/test")[i]
+    protocol = f"zero-shot: {count} prompts of 10 classes"
+    _write(tmp_path / f"{i}.json", **mine, data=data, protocol=protocol)
+  card = card_lib.make(workdir, reports=[tmp_path])
+  sets = {
+    x["dataset"]["type"]: x["dataset"]["name"]
+    for x in card.metadata["model-index"][0]["results"]
+  }
+  assert sets["cifar10"] == "CIFAR10"
+  names = [
+    metric["name"]
+    for x in card.metadata["model-index"][0]["results"]
+    for metric in x["metrics"]
+    if x["dataset"]["type"] == "cifar10"
+  ]
+  assert names == [
+    "zero-shot, top-1, tfds:cifar10/test, 180 prompts",
+    "zero-shot, top-1, wds:cifar10/test, 10 prompts",
+  ]
+  for words in (
+    "| CIFAR10 (tfds:cifar10/test; 180 prompts) | top-1 |",
+    "| CIFAR10 (wds:cifar10/test; 10 prompts) | top-1 |",
+    "On CIFAR10 (tfds:cifar10/test; 180 prompts) its confidence is off",
+    "On CIFAR10 (wds:cifar10/test; 10 prompts) its confidence is off",
+  ):
+    assert words in card.text, words
+
+
+def test_a_card_does_not_call_other_images_by_a_sets_name(workdir, tmp_path):
+  mine = {"model": str(workdir), "step": 3, "examples": 70_000}
+  _write(tmp_path / "a.json", **mine, data="parquet:/home/me/mnist")
+  card = card_lib.make(workdir, reports=[tmp_path])
+  (about,) = (
+    x["dataset"]
+    for x in card.metadata["model-index"][0]["results"]
+    if "MNIST" in x["dataset"]["name"]
+  )
+  title = "MNIST (70,000 images, not 10,000)"
+  assert about == {"name": title, "type": title}
+  row = "| MNIST (parquet:mnist; 70,000 images, not 10,000) | top-1 |"
+  assert row in card.text
+
+
 def test_a_card_tells_architecture_data_training_and_results(workdir, reports):
   card = card_lib.make(workdir, reports=[reports])
   _, body = front_matter(card.text)

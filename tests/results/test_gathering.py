@@ -6,7 +6,7 @@ import model_kinds
 from clip_jax import errors
 from clip_jax.evals import published
 from clip_jax.evals.suite import data_sets
-from clip_jax.results import addresses, gathering, tables
+from clip_jax.results import addresses, collected, gathering, tables
 
 
 def write(path, values):
@@ -210,13 +210,45 @@ def test_damaged_and_foreign_files_are_told_and_left_out(tmp_path, text, why):
 
 
 @pytest.mark.parametrize(
-  "value", [None, True, "0.5", -0.1, 1.5, float("nan"), float("inf"), [0.5], {}]
+  "value",
+  [None, True, "0.5", 7, -0.1, 1.5, float("nan"), float("inf"), [2], {}],
 )
 def test_values_that_are_no_fractions_are_none(tmp_path, value):
-  write(tmp_path / "x.json", zero_shot(value, top1_interval_95=[value, 0.9]))
+  more = {"top5": 0.75, "top1_interval_95": [value, 0.9]}
+  write(tmp_path / "x.json", zero_shot(value, **more))
   (result,) = gathering.read([tmp_path]).results
   assert result.fraction("top1") is None
   assert result.interval("top1") is None
+  assert tables.measured(result) == [("top5", 0.75, "")]
+
+
+@pytest.mark.parametrize("value", [7, "0.5", None, True, {}, [1.5]])
+def test_a_result_without_a_usable_measure_is_left_out(tmp_path, value):
+  write(tmp_path / "bad.json", zero_shot(value, model="broken"))
+  write(tmp_path / "good.json", zero_shot(model="m"))
+  found = gathering.read([tmp_path])
+  assert found.models == ["m"] and len(found.results) == 1
+  (left,) = found.left_out
+  assert left.path == f"{tmp_path.name}/bad.json"
+  assert left.why == "no measure is a number from 0 to 1: top1"
+
+
+@pytest.mark.parametrize(
+  "values, is_one",
+  [
+    ({"shots": [{"k": 1, "mean": 0.5}]}, True),
+    ({"shots": [{"k": 1, "mean": "0.5"}]}, False),
+    ({"corruptions": [{"severity": 1, "top1": 0.5}]}, True),
+    ({"corruptions": [{"severity": 1, "top1": 5}]}, False),
+    ({"text_to_image": {"r@5": 0.5}}, True),
+    ({"text_to_image": {"r@5": None, "median_rank": 1}}, False),
+    ({"calibration": {"ece": 0.5}}, True),
+    ({"attributes": {"a": {"groups": {"x": {"rates": {}}}}}}, False),
+    ({"attributes": {"a": {"groups": {"x": {"top1": 1}}}}}, True),
+  ],
+)
+def test_a_measure_may_be_inside_of_another_value(values, is_one):
+  assert collected.has_measure(values) == is_one
 
 
 def test_nothing_to_report_on_is_an_error(tmp_path):
@@ -253,6 +285,20 @@ def test_a_workdirs_own_files_are_no_results(tmp_path):
     ("wds:/home/me/{0000..0012}.tar", "wds:{0000..0012}.tar"),
     ("csv:C:\\me\\x.csv", "csv:x.csv"),
     ("held_out", "held_out"),
+    ("wds:/home/me/d/wds_cifar10/test", "wds:wds_cifar10/test"),
+    ("wds:/d/cifar10/test/{0..3}.tar", "wds:cifar10/test/{0..3}.tar"),
+    ("wds:x/w5/test?labels=several", "wds:w5/test"),
+    ("coco:/d/karp/dataset_coco.json/test", "coco:dataset_coco.json/test"),
+    (
+      "parquet:/d/mnist/data/test-0.parquet",
+      "parquet:mnist/data/test-0.parquet",
+    ),
+    ("csv:/home/me/flowers/test.csv", "csv:flowers/test.csv"),
+    ("tfds:/home/me/tfds/cifar10/test", "tfds:cifar10/test"),
+    # The directory of a user says nothing of the set.
+    ("folder:/home/me/test", "folder:test"),
+    ("folder:~/test", "folder:test"),
+    ("folder:C:\\Users\\me\\test", "folder:test"),
   ],
 )
 def test_addresses_are_shown_without_directories(address, shown):
@@ -372,9 +418,27 @@ def test_data_whose_paths_end_alike_stay_apart(tmp_path):
     write(tmp_path / f"{i}.json", zero_shot(0.1 + i / 2, data=data, model="m"))
   found = gathering.read([tmp_path]).results
   assert [(x.data, x.fraction("top1")) for x in found] == [
-    ("cifar10/test", 0.1),
-    ("eurosat/test", 0.6),
+    ("parquet:cifar10/test", 0.1),
+    ("parquet:eurosat/test", 0.6),
   ]
+
+
+def test_names_of_data_that_would_be_the_same_are_told_apart():
+  assert addresses.shown_apart(
+    [
+      *("folder:/a/cifar10/test", "folder:/b/cifar10/test", "folder:/a/x"),
+      *("tfds:c/test", "tfds:c/test?data_dir=/home/me/tfds"),
+      *("folder:/home/jane/y", "folder:/home/bob/y"),
+    ]
+  ) == {
+    "folder:/a/cifar10/test": "folder:a/cifar10/test",
+    "folder:/b/cifar10/test": "folder:b/cifar10/test",
+    "folder:/a/x": "folder:x",
+    "tfds:c/test": "tfds:c/test",
+    "tfds:c/test?data_dir=/home/me/tfds": "tfds:c/test (2)",
+    "folder:/home/jane/y": "folder:y",
+    "folder:/home/bob/y": "folder:y (2)",
+  }
 
 
 def test_a_value_without_a_metric_is_no_measure(tmp_path):

@@ -7,11 +7,15 @@ import pytest
 from PIL import Image
 
 from clip_jax import errors
-from clip_jax.evals import published
+from clip_jax.evals import prompts, published
+from clip_jax.evals.suite import data_sets
 from clip_jax.results import (
+  apart,
+  collected,
   drawing,
   figures,
   gathering,
+  html_page,
   picture,
   report_files,
   tables,
@@ -37,7 +41,7 @@ def results(**more):
       "data": "tfds:cifar10/test",
       "top1": 0.5,
       "top1_interval_95": [0.4, 0.6],
-      "examples": 1000,
+      "examples": 10_000,
       "calibration": {"ece": 0.125, "reliability": bins},
       "confusions": [
         {"true": "<cat>", "predicted": "$x_1$", "count": 3},
@@ -218,6 +222,264 @@ def test_the_table_of_published_figures_compares_by_protocol(collection):
     zip(header, rows["CIFAR10, linear probe, top-1 (paper)"], strict=True)
   )
   assert (row["run"], row["ViT-B-32"], row["RN50"]) == ("75.0", "95.1", "")
+
+
+def _compared(tmp_path, *found):
+  """The rows of the table of published figures, and the data's titles."""
+  about = {"model": "m", "task": "zero_shot"}
+  write_all(tmp_path / "in", {f"{i}": about | x for i, x in enumerate(found)})
+  collection = gathering.read([tmp_path / "in"])
+  table = tables.compared(collection)
+  rows = [] if table is None else [row[:2] for row in table.rows]
+  return rows, [x.title for x in collection.results]
+
+
+@pytest.mark.parametrize(
+  "more, title",
+  [
+    ({"examples": 70_000}, "MNIST (70,000 images, not 10,000)"),
+    ({"examples": 9_000}, "MNIST (9,000 images, not 10,000)"),
+    ({"examples": 1}, "MNIST (1 image, not 10,000)"),
+    ({"classes": 9}, "MNIST (9 classes, not 10)"),
+    (
+      {"examples": 100, "classes": 9, "bad_records": {"x": 4}},
+      "MNIST (100 images, not 10,000; 9 classes, not 10)",
+    ),
+    # So much a suite accepts: bad records, and some that are missing.
+    ({"examples": 10_000, "classes": 10}, "MNIST"),
+    ({"examples": 9_000, "bad_records": {"x": 600, "y": 400}}, "MNIST"),
+    ({"examples": 9_950}, "MNIST"),
+    ({"examples": "many", "classes": []}, "MNIST"),
+  ],
+)
+def test_only_results_on_the_images_of_a_set_stand_beside_published_figures(
+  tmp_path, more, title
+):
+  result = {"data": "parquet:/d/mnist", "top1": 0.5, **more}
+  rows, titles = _compared(tmp_path, result)
+  assert titles == [title]
+  of_set = [
+    ("MNIST, zero-shot, top-1 (open_clip)", "50.0"),
+    ("MNIST, zero-shot, top-1 (paper)", "50.0"),
+  ]
+  assert rows == (of_set if title == "MNIST" else [])
+
+
+def test_figures_of_200_classes_do_not_stand_beside_one_of_1000(tmp_path):
+  data = {"data": "tfds:imagenet_a/test", "top1": 0.25, "examples": 7500}
+  clean = {"data": "tfds:imagenet2012/validation", "top1": 0.5}
+  rows, titles = _compared(tmp_path, clean, {**data, "classes": 1000})
+  assert titles == ["ImageNet", "ImageNet-A (1,000 classes, not 200)"]
+  assert [row[0].split(",")[0] for row in rows] == ["ImageNet"] * 2
+  found = gathering.read([tmp_path / "in"])
+  assert figures.FIGURES["shifts"][0](found) is None
+  rows, titles = _compared(tmp_path, clean, {**data, "classes": 200})
+  assert titles == ["ImageNet", "ImageNet-A"]
+  assert [row[0].split(",")[0] for row in rows][2:] == ["ImageNet-A"] * 2
+
+
+def test_protocols_of_other_numbers_are_those_of_the_suite(tmp_path):
+  found = [
+    {"data": "wds:/d/wds_sun397/test", "top1": 0.5, "examples": 108_754},
+    {"data": "wds:/d/wds_voc2007/test", "top1": 0.5, "examples": 14_976},
+    {
+      "set": "ucf101",
+      "top1": 0.5,
+      "examples": 11_213,
+      "folds": [{"examples": 3783}, {"examples": 3734}, {"examples": 3696}],
+    },
+    {
+      "set": "objectnet",
+      "top1": 0.5,
+      "examples": 18_574,
+      "bad_records": {"other_class": 31_699},
+    },
+  ]
+  _, titles = _compared(tmp_path, *found)
+  assert titles == ["SUN397", "VOC2007", "UCF101", "ObjectNet"]
+
+
+@pytest.mark.parametrize(
+  "images, texts, title",
+  [
+    (1000, 5000, "Flickr30k"),
+    (990, 4950, "Flickr30k"),
+    (31_783, 158_915, "Flickr30k (31,783 images, not 1,000)"),
+    (1000, 1000, "Flickr30k (captions an image: 1, not 5)"),
+  ],
+)
+def test_recalls_of_more_images_do_not_stand_above_published_ones(
+  tmp_path, images, texts, title
+):
+  result = {
+    "task": "retrieval",
+    "data": "wds:/d/wds_flickr30k/test",
+    "text_to_image": {"r@1": 0.5},
+    "images": images,
+    "texts": texts,
+  }
+  found = gathering.read([write_all(tmp_path / "in", {"a": result})])
+  table = tables.retrieval(found)
+  assert table.rows[0][1] == title
+  assert (table.published_rows > 0) == (title == "Flickr30k")
+
+
+def _both(tmp_path, *, swapped=False):
+  """Results of CIFAR10 with the suite's prompts, and with one template."""
+  entry = data_sets.classes(data_sets.entries()["cifar10"])
+  labels = [list(names) for names in entry.synonyms]
+  hashes = [
+    prompts.resolve(labels, templates, may_repeat=True).digest
+    for templates in (entry.templates, ["a photo of a {}."])
+  ]
+  found = []
+  for top1, digest, count in zip((0.75, 0.5), hashes, (180, 10), strict=True):
+    calibrated = {"ece": top1, "reliability": [_BIN]}
+    found.append(
+      {
+        "task": "zero_shot",
+        "model": "m",
+        "data": "folder:/home/jane/cifar10/test",
+        "top1": top1,
+        "examples": 10_000,
+        "classes": 10,
+        "prompts_hash": digest,
+        "protocol": f"zero-shot: {count} prompts of 10 classes",
+        "confusions": [{"true": "a", "predicted": "b", "count": 3}],
+        "calibration": calibrated,
+      }
+    )
+  suite = {**found[0], "set": "cifar10", "metric": "accuracy"}
+  names = ("z", "a") if swapped else ("a", "z")
+  return write_all(
+    tmp_path / "in", dict(zip(names, (suite, found[1]), strict=True))
+  )
+
+
+_BIN = {"low": 0, "high": 1, "confidence": 0.4, "accuracy": 0.25, "count": 4}
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+def test_published_figures_stand_beside_the_result_of_their_prompts(
+  tmp_path, swapped
+):
+  found = gathering.read([_both(tmp_path, swapped=swapped)])
+  # Whatever the files are called.
+  row = tables.compared(found).rows[0]
+  assert row[:2] == ("CIFAR10, zero-shot, top-1 (open_clip)", "75.0")
+  assert "*" not in tables.compared(found).note
+
+
+def test_a_result_of_other_prompts_is_marked_beside_published_figures(tmp_path):
+  place = _both(tmp_path)
+  (place / "a.json").unlink()
+  found = gathering.read([place])
+  table = tables.compared(found)
+  assert table.rows[0][1] == "50.0 *"
+  note = figures.accuracy(found).note
+  assert "Not with the prompts of the suite" in note
+  assert note.endswith("image tower: CIFAR10.")
+  assert "*: not with the prompts of the suite" in table.note
+  assert '<td class="number">50.0 *</td>' in html_page.as_table(table)
+
+
+def test_of_one_address_the_result_with_the_published_prompts_is_told(tmp_path):
+  place = _both(tmp_path)
+  suite = json.loads((place / "a.json").read_text())
+  del suite["set"]
+  (place / "a.json").write_text(json.dumps(suite))
+  found = gathering.read([place])
+  assert [x.fraction("top1") for x in found.results] == [0.75]
+  (left,) = found.left_out
+  assert left.path == "in/z.json"
+  assert left.why.endswith(
+    "told from in/a.json, which differs in prompts_hash, protocol"
+  )
+
+
+def test_results_of_one_set_have_names_that_tell_them_apart(tmp_path):
+  found = gathering.read([_both(tmp_path)])
+  titles = ["CIFAR10", "CIFAR10 (10 prompts)"]
+  assert [x.title for x in found.results] == titles
+  rows = [row[2] for row in tables.results(found).rows]
+  assert rows == titles
+  panels = figures.FIGURES["confusions"][0](found).panels
+  assert [x.title for x in panels] == [f"m on {title}" for title in titles]
+  panels = figures.FIGURES["reliability"][0](found).panels
+  assert [x.title.split("\n")[0] for x in panels] == [
+    f"m on {title}" for title in titles
+  ]
+  (panel,) = figures.accuracy(found).panels
+  assert list(panel.categories) == titles
+
+
+@pytest.mark.parametrize(
+  "one, two, words",
+  [
+    (
+      {"data": "tfds:cifar10/test"},
+      {"data": "wds:/d/cifar10/test"},
+      ["tfds:cifar10/test", "wds:cifar10/test"],
+    ),
+    ({"classes": 1}, {"classes": 10}, ["1 class", "10 classes"]),
+    (
+      {"task": "knn", "neighbours": 1},
+      {"task": "knn", "neighbours": 5},
+      ["1 neighbour", "5 neighbours"],
+    ),
+    (
+      {"prompts_hash": "a" * 64},
+      {"prompts_hash": "b" * 64},
+      ["prompts aaaaaaaa", "prompts bbbbbbbb"],
+    ),
+    (
+      {"task": "few_shot", "shots": [{"k": 1}, {"k": 2}]},
+      {"task": "few_shot", "shots": [{"k": 4}]},
+      ["shots 1, 2", "shots 4"],
+    ),
+    (
+      {"task": "retrieval", "protocol": "retrieval: captions as '{}', the"},
+      {"task": "retrieval", "protocol": "retrieval: captions as 'a {}', the"},
+      ["captions as '{}'", "captions as 'a {}'"],
+    ),
+    (
+      {"task": "knn", "train_data": "csv:/home/me/a.csv"},
+      {"task": "knn", "train_data": "csv:/home/me/b.csv"},
+      ["trained on csv:a.csv", "trained on csv:b.csv"],
+    ),
+    ({"file": "in/a.json"}, {"file": "in/b.json"}, ["in/a.json", "in/b.json"]),
+    ({}, {}, ["number 1", "number 2"]),
+  ],
+)
+def test_what_differs_tells_results_apart(one, two, words):
+  found = apart.name_apart(
+    collected.Result(
+      "m",
+      "m",
+      x.get("task", "zero_shot"),
+      "CIFAR10",
+      None,
+      None,
+      x,
+      file=x.get("file", ""),
+    )
+    for x in (one, two)
+  )
+  assert [x.title for x in found] == [f"CIFAR10 ({word})" for word in words]
+  # What was told apart before is the same again.
+  assert apart.name_apart(found) == found
+
+
+def test_long_titles_are_drawn_in_lines_that_fit():
+  name = (
+    "a model on ImageNet-A (7,500 images, not 7,400; 1,000 classes, not 200)"
+  )
+  assert drawing._lines(f"{name}\nECE 1.0 %", 42) == [
+    "a model on ImageNet-A (7,500 images, not",
+    "7,400; 1,000 classes, not 200)",
+    "ECE 1.0 %",
+  ]
+  assert drawing._lines("", 42) == [""]
 
 
 def test_the_table_of_retrieval_has_both_directions(collection):

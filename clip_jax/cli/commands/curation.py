@@ -79,8 +79,9 @@ def filter_pairs(arguments: argparse.Namespace) -> verb.Answer:
     )
   did = "Kept" if found["written"] else "Already there:"
   lines = [
-    f"{did} {found['kept']} of {found['pairs']} pairs and "
-    f"{found['captions_kept']} of {found['captions']} captions; train on "
+    f"{did} {found['kept']} of {terminal.counted(found['pairs'], 'pair')} and "
+    f"{found['captions_kept']} of "
+    f"{terminal.counted(found['captions'], 'caption')}; train on "
     f"arrayrecord:{arguments.out}",
     f"dropped: {terminal.counts(found['dropped'])}",
   ]
@@ -192,7 +193,7 @@ def _or(value: Any, default: Any) -> Any:
 def _deduped(
   arguments: argparse.Namespace, found: dict[str, Any]
 ) -> Iterator[str]:
-  kept = f"{found['kept']} of {found['pairs']} pairs"
+  kept = f"{found['kept']} of {terminal.counted(found['pairs'], 'pair')}"
   if arguments.report_only:
     did = "Wrote" if found["written"] else "Already there:"
     yield f"{did} tables in {arguments.out}; would keep {kept}"
@@ -202,11 +203,14 @@ def _deduped(
   yield f"dropped: {terminal.counts(found['dropped'])}"
   yield (
     f"groups of duplicates: {terminal.counts(found['groups'])}; the largest "
-    f"has {found['largest_group']} images (duplicates.tsv lists all)"
+    f"has {terminal.counted(found['largest_group'], 'image')} (duplicates.tsv "
+    "lists all)"
   )
   if (overlap := found["overlap"]) is not None:
     yield (
-      f"overlap: {overlap['found']} of {overlap['examples']} images of "
-      f"{arguments.against} ({terminal.percent(overlap['share'])}) are near "
-      f"{overlap['pairs']} pairs (overlap.tsv lists all)"
+      f"overlap: {overlap['found']} of "
+      f"{terminal.counted(overlap['examples'], 'image')} of "
+      f"{arguments.against} ({terminal.percent(overlap['share'])}) "
+      f"{terminal.noun(overlap['found'], 'is', 'are')} near "
+      f"{terminal.counted(overlap['pairs'], 'pair')} (overlap.tsv lists all)"
     )

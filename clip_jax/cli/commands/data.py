@@ -29,8 +29,9 @@ def _inspect(arguments, source, on_record) -> verb.Answer:
     source, limits=_limits(arguments), on_record=on_record
   )
   lines = [
-    f"{arguments.data}: {found['records']} records, {found['good']} good, "
-    f"{found['texts']} texts, {terminal.quantity(found['image_bytes'])}B",
+    f"{arguments.data}: {terminal.counted(found['records'], 'record')}, "
+    f"{found['good']} good, {terminal.counted(found['texts'], 'text')}, "
+    f"{terminal.quantity(found['image_bytes'])}B",
     f"bad: {terminal.counts(found['bad'])}",
   ]
   bad_keys = found["bad_keys"][:_MOST_BAD_SHOWN]
@@ -83,11 +84,14 @@ def _prepare(arguments, source, on_record) -> verb.Answer:
     on_record=on_record,
   )
   did = "Wrote" if summary["written"] else "Already there:"
-  parts = [f"{summary['records']} records"]
+  parts = [terminal.counted(summary["records"], "record")]
   if arguments.shortest_side is not None:
-    parts.append(f"{summary['resized']} images made smaller")
+    parts.append(
+      f"{terminal.counted(summary['resized'], 'image')} made smaller"
+    )
   bad = sum(summary["bad"].values())
-  what = "bad ones left out" if arguments.drop_bad else "of them bad"
+  left_out = f"{terminal.noun(bad, 'bad one')} left out"
+  what = left_out if arguments.drop_bad else "of them bad"
   why = f" ({terminal.counts(summary['bad'])})" if bad else ""
   parts.append(f"{bad} {what}{why}")
   if losses.lost_records:
@@ -121,8 +125,8 @@ def _curate(arguments, source, on_record) -> verb.Answer:
   repeated = found["queries_repeated"]
   entropy = found["entropy_bits"]
   lines = [
-    f"{did} {found['kept']} of {found['pairs']} pairs; train on "
-    f"arrayrecord:{arguments.out}",
+    f"{did} {found['kept']} of {terminal.counted(found['pairs'], 'pair')}; "
+    f"train on arrayrecord:{arguments.out}",
     f"dropped: {terminal.counts(found['dropped'])}",
     f"queries: {found['queries']}, {found['queries_matched']} of them in "
     f"captions{f'; {repeated} more lines repeat a query' if repeated else ''}",
@@ -132,8 +136,11 @@ def _curate(arguments, source, on_record) -> verb.Answer:
     f"{entropy['after']:.2f} after",
   ]
   lines += [
-    f"{each['language']}: {each['matched']} pairs contain one of "
-    f"{each['queries_matched']} queries, {each['kept']} of them stay; "
+    f"{each['language']}: "
+    f"{terminal.counted(each['matched'], 'pair contains', 'pairs contain')} "
+    "one of "
+    f"{terminal.counted(each['queries_matched'], 'query', 'queries')}, "
+    f"{each['kept']} of them {terminal.noun(each['kept'], 'stays', 'stay')}; "
     f"threshold {each['threshold']:.6g}, below it {each['tail_share']:.1%} of "
     "matches"
     for each in found.get("languages", ())

@@ -54,7 +54,9 @@ def embed(arguments: argparse.Namespace) -> verb.Answer:
     said = json.loads(hosts.exchanged(json.dumps(said))[0])
   left_out = _left_out(said["bad_records"], arguments.data)
   return verb.Answer(
-    said, f"Embedded {said['count']} images into {said['out']}{left_out}."
+    said,
+    f"Embedded {terminal.counted(said['count'], 'image')} into {said['out']}"
+    f"{left_out}.",
   )
 
 

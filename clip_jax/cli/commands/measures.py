@@ -207,7 +207,7 @@ def _attributes(result: dict[str, Any]) -> list[tuple[str, str]]:
   for name, found in result["attributes"].items():
     attribute = terminal.printable(name, limit=40)
     for group, of_group in found["groups"].items():
-      images = f"{of_group['examples']} images"
+      images = terminal.counted(of_group["examples"], "image")
       if "top1" in of_group:
         low, high = of_group["top1_interval_95"]
         interval = f"95 %: {100 * low:.1f} to {100 * high:.1f}"
@@ -216,7 +216,7 @@ def _attributes(result: dict[str, Any]) -> list[tuple[str, str]]:
         (f"{attribute}: {terminal.printable(group, limit=40)}", images)
       )
     if without := found["without_group"]:
-      said = f"{without} of {result['examples']} images"
+      said = f"{without} of {terminal.counted(result['examples'], 'image')}"
       rows.append((f"{attribute}, without group", said))
     if found["largest_gap"] is not None:
       rows.append((f"{attribute}, largest gap", _gap(found["largest_gap"])))

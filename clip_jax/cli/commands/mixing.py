@@ -53,7 +53,8 @@ def mix(arguments: argparse.Namespace) -> verb.Answer:
     payload["replaced"] = replaced
     did = "Wrote" if written["written"] else "Already there:"
     text += (
-      f"\n\n{did} {written['records']} examples; read them in this order from "
+      f"\n\n{did} {terminal.counted(written['records'], 'example')}; read "
+      f"{terminal.noun(written['records'], 'it', 'them in this order')} from "
       f"arrayrecord:{arguments.out}"
     )
     if replaced:
@@ -130,7 +131,8 @@ def _text(found: dict[str, Any]) -> str:
   ]
   heads = ("source", "weight", "share", "records", "examples", "passes")
   lines = [
-    f"{found['examples']} examples of {found['records']} records:",
+    f"{terminal.counted(found['examples'], 'example')} of "
+    f"{terminal.counted(found['records'], 'record')}:",
     "",
     terminal.table((*heads, "first repeat after"), rows),
     "",

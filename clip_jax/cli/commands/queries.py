@@ -36,8 +36,8 @@ def queries(arguments: argparse.Namespace) -> verb.Answer:
     )
   bad = ", ".join(f"{n} {why}" for why, n in found["bad"].items())
   lines = [
-    f"Wrote {found['queries']} queries to {found['out']}, their sources and "
-    f"counts to {found['table']}",
+    f"Wrote {terminal.counted(found['queries'], 'query', 'queries')} to "
+    f"{found['out']}, their sources and counts to {found['table']}",
     f"read: {terminal.quantity(found['texts'])} texts, "
     f"{terminal.quantity(found['words'])} words; bad: {bad or 'none'}",
   ]

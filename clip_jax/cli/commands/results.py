@@ -14,8 +14,8 @@ def report(arguments: argparse.Namespace) -> verb.Answer:
   """Writes a page that shows the results of runs and evaluations."""
   written = report_files.write(arguments.places, arguments.out)
   lines = [
-    f"Report on {', '.join(written.models)} ({written.results} results): "
-    f"{written.page}",
+    f"Report on {', '.join(written.models)} "
+    f"({terminal.counted(written.results, 'result')}): {written.page}",
     *(f"Picture: {path}" for path in written.pictures),
     *(f"Left out: {left.path}: {left.why}" for left in written.left_out),
     *(
@@ -36,7 +36,8 @@ def card(arguments: argparse.Namespace) -> verb.Answer:
   )
   if arguments.out is not None:
     card_lib.save(made, arguments.out)
-  saved = f"Card of {made.name} ({made.results} results): {arguments.out}"
+  count = terminal.counted(made.results, "result")
+  saved = f"Card of {made.name} ({count}): {arguments.out}"
   return verb.Answer(
     {**dataclasses.asdict(made), "out": arguments.out},
     made.text if arguments.out is None else saved,

@@ -61,7 +61,8 @@ def nothing_good(address: str, found: dict[str, Any]) -> str:
 def _text(address: str, found: dict[str, Any]) -> str:
   captions, images = found["captions"], found["images"]
   lines = [
-    f"{address}: {found['records']} records, {found['good']} good",
+    f"{address}: {terminal.counted(found['records'], 'record')}, "
+    f"{found['good']} good",
     f"bad: {terminal.counts(found['bad'])}",
     f"captions: {captions['number']}, {captions['different']} different; "
     f"{captions['cut']} ({terminal.percent(captions['cut_share'])}) have more "

@@ -114,11 +114,14 @@ def _problem(
   """Returns the sentence on sets of which none is `good`, or some are `bad`."""
   wrong = [result["set"] for result in found if result[field] in bad]
   if wrong:
-    return f"{len(wrong)} of {len(found)} sets cannot be used: " + (
+    sets = terminal.counted(len(found), "set")
+    return f"{len(wrong)} of {sets} cannot be used: " + (
       f"{', '.join(wrong[:5])}{', …' if wrong[5:] else ''}."
     )
   if any(result[field] == good for result in found):
     return ""
+  if len(found) == 1:
+    return f"{found[0]['set']} is not there."
   return f"None of the {len(found)} sets is there."
 
 

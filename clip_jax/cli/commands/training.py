@@ -36,12 +36,13 @@ def _train(arguments: argparse.Namespace) -> verb.Answer:
     ) from error
   steps, now = summary.steps, summary.steps_now
   lines = [
-    f"Trained {steps} steps{f' ({now} of them now)' if now < steps else ''} in "
+    f"Trained {terminal.counted(steps, 'step')}"
+    f"{f' ({now} of them now)' if now < steps else ''} in "
     f"{terminal.duration(summary.seconds)}: {arguments.workdir}"
   ]
   if bad := summary.bad_records:
     lines.append(
-      f"Bad records were met {bad} time{'s' if bad > 1 else ''} and replaced "
+      f"Bad records were met {terminal.counted(bad, 'time')} and replaced "
       f"(different ones, counted up to 200: {summary.different_bad_records}); "
       f"{journal.LEDGER} lists them."
     )

@@ -81,8 +81,8 @@ def classify(arguments: argparse.Namespace) -> verb.Answer:
   header = ("image", "label", f"probability ({kind})")
   payload += [{"image": image, "error": why} for image, why in wrong.items()]
   table = terminal.table(header, rows)
-  given = len(arguments.images)
-  problem = f"{len(wrong)} of {given} images cannot be read." if wrong else ""
+  given = terminal.counted(len(arguments.images), "image")
+  problem = f"{len(wrong)} of {given} cannot be read." if wrong else ""
   return verb.Answer(payload, table, problem=problem)
 
 
@@ -108,7 +108,8 @@ def _export(arguments: argparse.Namespace) -> verb.Answer:
     "embed_dim": embed_dim,
     "index": arguments.index,
   }
-  said = f"Wrote {rows} embeddings of {embed_dim} numbers: {arguments.export}"
+  count = terminal.counted(rows, "embedding")
+  said = f"Wrote {count} of {embed_dim} numbers: {arguments.export}"
   return verb.Answer(payload, said)
 
 

@@ -216,9 +216,12 @@ def _unpacked(data: bytes) -> Found:
 def none_stays(said: Mapping[str, Any], advice: str = "") -> errors.UserError:
   """Returns the error where all `pairs` are `dropped`, as `said` has them."""
   dropped = ", ".join(f"{n} {why}" for why, n in said["dropped"].items())
+  pairs = said["pairs"]
+  stays = f"None of the {pairs} pairs stays"
+  if pairs == 1:
+    stays = "The only pair does not stay"
   error = errors.UserError(
-    f"None of the {said['pairs']} pairs stays; dropped: {dropped}."
-    f"{advice and f' {advice}'}"
+    f"{stays}; dropped: {dropped}.{advice and f' {advice}'}"
   )
   error.payload = said
   return error

@@ -219,7 +219,8 @@ def note_lists(texts: Sequence[str]) -> list[str]:
   if 2 * len(lists) <= len(texts):
     return []
   return [
-    f"{len(lists)} of {len(texts)} captions looked at are lists that were "
+    f"{len(lists)} of {terminal.counted(len(texts), 'caption')} looked at "
+    f"{terminal.noun(len(lists), 'is a list that was', 'are lists that were')} "
     f"written as a text, such as '{terminal.escaped(lists[0], limit=60)}', and "
     "each is read as one caption. Write each of its captions on a row of its "
     "own, with the same image."
@@ -234,10 +235,13 @@ def note_empties(texts: Sequence[str]) -> list[str]:
   empties = [text for text in texts if text.strip() in _EMPTIES]
   if not empties:
     return []
+  are = terminal.noun(len(empties), "is", "are")
   return [
-    f"{len(empties)} of {len(texts)} captions looked at stand for none, such "
-    f"as {empties[0].strip()!r}, and are read as captions. Leave such a field "
-    "empty."
+    f"{len(empties)} of {terminal.counted(len(texts), 'caption')} looked at "
+    f"{terminal.noun(len(empties), 'stands', 'stand')} for none, such as "
+    f"{empties[0].strip()!r}, and {are} read as "
+    f"{terminal.noun(len(empties), 'a caption', 'captions')}. Leave such a "
+    "field empty."
   ]
 
 
@@ -263,8 +267,9 @@ def propose_lines(
   if not several:
     return []
   return [
-    f"{several} of {looked} captions looked at have several lines, and each is "
-    "read as one text. Where a line is a caption of its own, as in "
+    f"{several} of {terminal.counted(looked, 'caption')} looked at "
+    f"{terminal.noun(several, 'has', 'have')} several lines, and each is read "
+    "as one text. Where a line is a caption of its own, as in "
     "CLIP_benchmark's retrieval data, add ?captions=lines to the address: the "
     "recall of retrieval is wrong without it. ?captions=text says that they "
     "are one text."

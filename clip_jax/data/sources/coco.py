@@ -281,8 +281,10 @@ def _of_splits(
       more = sum(image.split == _MORE_TRAIN for image in images)
       if more:
         notes.append(
-          f"{more} images of the split {_MORE_TRAIN!r}, which belong to the "
-          f"training data, are not read; {_TRAIN}+{_MORE_TRAIN} is all of them."
+          f"{terminal.counted(more, 'image')} of the split {_MORE_TRAIN!r}, "
+          f"which {terminal.noun(more, 'belongs', 'belong')} to the training "
+          f"data, {terminal.noun(more, 'is', 'are')} not read; "
+          f"{_TRAIN}+{_MORE_TRAIN} is all of them."
         )
     return [image for image in images if image.split in names]
   return [
@@ -297,7 +299,8 @@ def _listed(images: list[_Image], path: str, notes: list[str]) -> list[_Image]:
   missing = [name for name in names if os.path.basename(name) not in by_name]
   if missing:
     notes.append(
-      f"{len(missing)} of {len(names)} images in {terminal.escaped(path)} have "
+      f"{len(missing)} of {terminal.counted(len(names), 'image')} in "
+      f"{terminal.escaped(path)} {terminal.noun(len(missing), 'has', 'have')} "
       f"no caption, the first is '{terminal.escaped(missing[0], limit=80)}'."
     )
   bases = map(os.path.basename, names)

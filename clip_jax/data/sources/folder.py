@@ -247,19 +247,23 @@ def _decide(
   named = [beside[stem] for stem in stems if stem in beside]
   if not named:
     return "classes"
-  count = f"{len(named)} of {len(images)} images have a .txt or .json file"
+  them = terminal.noun(len(named), "it", "them")
+  count = (
+    f"{len(named)} of {terminal.counted(len(images), 'image')} "
+    f"{terminal.noun(len(named), 'has', 'have')} a .txt or .json file"
+  )
   in_folders = all(os.sep in name for name in images)
   if in_folders and 2 * len(named) < len(images):
     notes.append(
-      f"{count} beside them, so folders are read as classes; add "
+      f"{count} beside {them}, so folders are read as classes; add "
       "?layout=captions to the address to read captions."
     )
     return "classes"
   if in_folders and not _hold_captions(root, named, within):
     notes.append(
-      f"{count} beside them, but those looked into hold no captions, so folders"
-      " are read as classes; add ?layout=captions to the address to read "
-      "captions."
+      f"{count} beside {them}, but those looked into hold no captions, so "
+      "folders are read as classes; add ?layout=captions to the address to "
+      "read captions."
     )
     return "classes"
   if len(named) < len(images):
@@ -270,7 +274,7 @@ def _decide(
     elif outside:
       other += f", once {disk.listed(outside[:1])} lies in one, too"
     notes.append(
-      f"{count} beside them, so captions are read, and the others are bad "
+      f"{count} beside {them}, so captions are read, and the others are bad "
       f"records{other}."
     )
   return "captions"

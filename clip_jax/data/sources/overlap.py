@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from clip_jax import buckets, errors
+from clip_jax import buckets, errors, terminal
 from clip_jax.data import record as record_lib
 from clip_jax.data.sources import views
 
@@ -42,7 +42,8 @@ def check_apart(
   train, test = opened
   if shared := count(train, test):
     raise errors.UserError(
-      f"{shared:,} of the {len(test):,} records of {addresses[1]} are in "
+      f"{shared:,} of the {len(test):,} {terminal.noun(len(test), 'record')} "
+      f"of {addresses[1]} {terminal.noun(shared, 'is', 'are')} in "
       f"{addresses[0]}, too, and {hint}"
     )
 

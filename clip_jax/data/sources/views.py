@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from clip_jax import errors
+from clip_jax import errors, terminal
 from clip_jax.data import record as record_lib
 
 SPLITS = ("train", "held_out")
@@ -165,8 +165,8 @@ def part(
     chosen[slots[: min(max(count, 1), len(slots) - 1)]] = True
   if not chosen.any():
     raise errors.UserError(
-      f"Of {len(source)} records none can be held out: that takes at least "
-      "two of a class. Add data, or evaluate on other data."
+      f"Of {terminal.counted(len(source), 'record')} none can be held out: "
+      "that takes at least two of a class. Add data, or evaluate on other data."
     )
   slots = np.flatnonzero(chosen if split == "held_out" else ~chosen)
   return Part(source, slots, split, held_out)

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from clip_jax import errors
+from clip_jax import errors, terminal
 from clip_jax.data import account as account_lib
 from clip_jax.data import record as record_lib
 from clip_jax.evals import class_names
@@ -90,7 +90,8 @@ def match(
       f"{what}: {_listed(some)}" for what, some in problems.items() if some
     )
     raise errors.UserError(
-      f"The data's {len(names)} classes are not the table's "
+      f"The data's {terminal.counted(len(names), 'class is', 'classes are')} "
+      "not the table's "
       f"{len(classes.names)}. {said[0].upper()}{said[1:]}. Give the classes "
       "of the data their published names (folders, classnames.txt)."
     )

@@ -6,7 +6,7 @@ import pathlib
 import re
 from collections.abc import Mapping
 
-from clip_jax import errors, regular_files
+from clip_jax import errors, regular_files, terminal
 from clip_jax.data import record as record_lib
 from clip_jax.data import sources
 from clip_jax.data.sources import folder, tfds_prepared
@@ -120,7 +120,7 @@ def count_warnings(
       return ()
   known = " or ".join(f"{number:,}" for number in entry.counts)
   return (
-    f"{address} holds {count:,} test images{where}, but {entry.title} has "
+    f"{address} holds {count:,} test {terminal.noun(count, 'image')}{where}, but {entry.title} has "
     f"{known}: the figure does not compare with published ones.",
   )
 
@@ -183,6 +183,7 @@ def _check_shards(found: layouts.Found) -> None:
   shards = len(list(pathlib.Path(place).glob("*.tar")))
   if re.fullmatch(r"\s*\d+\s*", text) and int(text) != shards:
     raise errors.UserError(
-      f"{place} holds {shards} tar files, but {_SHARD_COUNT} says that there "
+      f"{place} holds {terminal.counted(shards, 'tar file')}, but "
+      f"{_SHARD_COUNT} says that there "
       f"are {int(text)}. Get the others."
     )
