@@ -38,6 +38,7 @@ from clip_jax.evals.suite import (
   layouts,
   measuring,
   result_files,
+  set_sources,
 )
 from clip_jax.models import variants
 

@@ -120,8 +120,9 @@ def count_warnings(
       return ()
   known = " or ".join(f"{number:,}" for number in entry.counts)
   return (
-    f"{address} holds {count:,} test {terminal.noun(count, 'image')}{where}, but {entry.title} has "
-    f"{known}: the figure does not compare with published ones.",
+    f"{address} holds {count:,} test {terminal.noun(count, 'image')}{where}, "
+    f"but {entry.title} has {known}: the figure does not compare with "
+    "published ones.",
   )
 
 
@@ -184,6 +185,5 @@ def _check_shards(found: layouts.Found) -> None:
   if re.fullmatch(r"\s*\d+\s*", text) and int(text) != shards:
     raise errors.UserError(
       f"{place} holds {terminal.counted(shards, 'tar file')}, but "
-      f"{_SHARD_COUNT} says that there "
-      f"are {int(text)}. Get the others."
+      f"{_SHARD_COUNT} says that there are {int(text)}. Get the others."
     )
