@@ -88,10 +88,10 @@ def _by_index(path: str, options: dict[str, str]):
     opened = table.open_table(path, options)
   except errors.UserError as error:
     return str(error)
-  texts = list(opened._texts)
+  texts = list(opened.texts)
   names = [opened.names[i] for i in range(len(opened))]
   notes = opened.account.notes
-  return names, opened._bounds.tolist(), texts, opened.fingerprint, notes
+  return names, opened.bounds.tolist(), texts, opened.fingerprint, notes
 
 
 def test_blocks_of_a_table_are_read_as_csv_reads_it(tmp_path, monkeypatch):
@@ -120,8 +120,8 @@ def test_rows_that_are_too_long_are_the_same_for_csv(tmp_path, monkeypatch):
   )
   opened = table.open_table(str(path), {})
   assert [opened.names[i] for i in range(3)] == ["a.jpg", "", "b.jpg"]
-  assert list(opened._texts) == ["ok", "b", "é" * 10]
-  assert opened._bounds.tolist() == [0, 1, 2, 3]
+  assert list(opened.texts) == ["ok", "b", "é" * 10]
+  assert opened.bounds.tolist() == [0, 1, 2, 3]
 
 
 def _write(path, rows=50, word="dog"):
@@ -213,11 +213,11 @@ def test_a_kept_index_is_pickled_by_its_place(tmp_path, cache):
   opened = table.open_table(str(path), {})
   packed = pickle.dumps(opened)
   assert len(packed) < 2000
-  assert list(pickle.loads(packed)._texts) == list(opened._texts)
+  assert list(pickle.loads(packed).texts) == list(opened.texts)
   (kept,) = (cache / "clip_jax" / "indexes").iterdir()
   kept.unlink()  # Then by its content.
   again = pickle.loads(pickle.dumps(opened))
-  assert list(again._texts) == list(opened._texts)
+  assert list(again.texts) == list(opened.texts)
 
 
 def test_workers_get_the_index_that_was_opened(tmp_path, cache):
@@ -230,7 +230,7 @@ def test_workers_get_the_index_that_was_opened(tmp_path, cache):
   kept.unlink()
   kept_index.kept_files.write(kept, same[32:], most_bytes=2**20)
   # Another start has made the same one: no reason to stop.
-  assert list(pickle.loads(packed)._texts) == list(opened._texts)
+  assert list(pickle.loads(packed).texts) == list(opened.texts)
   inode = kept.stat().st_ino
   with kept.open("r+b") as file:  # As of a number that is used again.
     file.write(hashlib.sha256(same[32:] + b"0").digest() + same[32:] + b"0")
