@@ -18,7 +18,8 @@ def normalise(name: str) -> str:
   """
   name = unicodedata.normalize("NFKC", name).casefold().strip()
   kept = "".join(filter(str.isalnum, _LETTER.sub("", name)))
-  return str(int(kept)) if kept.isascii() and kept.isdigit() else kept
+  is_number = kept.isascii() and kept.isdigit()
+  return (kept.lstrip("0") or "0") if is_number else kept
 
 
 def in_order(

@@ -118,7 +118,7 @@ def evaluate(
       shots, [entry["mean"] for entry in entries], baseline["top1"]
     ),
     "examples": baseline["examples"],
-    "classes": baseline["classes"],
+    "classes": len(tested.class_names),
     "bad_records": dict(bad),
     "warnings": opened.warnings,
   }

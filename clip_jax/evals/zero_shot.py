@@ -318,8 +318,8 @@ def make_prompts(
     UserError: labels and data do not go together.
   """
   named = source.class_names
-  if labels is None and named is not None:
-    labels = class_names.of_wordnet(named) or named
+  if labels is None:
+    labels = named
   if labels is None:
     raise errors.UserError(
       "The data names no classes. Captions are measured by --task retrieval, "
@@ -339,7 +339,9 @@ def make_prompts(
       )
     labels = labels if by_name is None else by_name
     own = prompts_lib.label_names(labels) == list(named)
-  if templates is None and prompts_lib.takes_templates(labels):
+  if not prompts_lib.takes_templates(labels):
+    templates = None
+  elif templates is None:
     templates = source.templates
   return prompts_lib.resolve(labels, templates, may_repeat=own)
 
@@ -352,8 +354,8 @@ def check(
 ) -> None:
   """Raises what `make_prompts` raises; warns of what may be a mistake.
 
-  Those are labels that go by position, names of several classes, and classes
-  that are called by WordNet ids.
+  Those are labels that go by position, names of several classes, classes that
+  are called by WordNet ids, and templates beside full prompts.
   """
   prompts = make_prompts(source, labels=labels, templates=templates)
   if alike := prompts_lib.look_alikes(prompts):
@@ -364,13 +366,20 @@ def check(
       "with --labels.",
       " and ".join(map(repr, alike[:5])),
     )
+  is_full = labels is not None and not prompts_lib.takes_templates(labels)
+  if is_full and templates is not None:
+    _LOGGER.warning(
+      "The labels are full prompts, which the templates do not change."
+    )
   named = source.class_names
   if named is None:
     return
   if labels is None:
     if names := class_names.of_wordnet(named):
       _LOGGER.warning(
-        "The classes are called by their names in ImageNet: %r is %r.",
+        "The classes are called by WordNet ids, which a model reads as text; "
+        "in ImageNet %r is %r. Names for them are given by --labels FILE, such "
+        "as Keras' imagenet_class_index.json.",
         *(named[0], names[named[0]][0]),
       )
   elif class_names.in_order(labels, named) is None:

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from clip_jax import errors, terminal
 from clip_jax.data import mixture
 
+_CHECKPOINTS = "checkpoints"  # In a workdir.
 # Schemes whose path is a name, unless it begins with a slash.
 _NAMED = ("builtin", "tfds")
 _PART = re.compile(r"[?&]split=(\w+)")
@@ -82,10 +83,15 @@ def _is_of_many(part: str) -> bool:
 
 
 def last(path: str, *, parts: int = 1) -> str:
-  """Returns the last parts of a path; hf-hub:ORG/NAME stays as it is."""
+  """Returns the last parts of a path; hf-hub:ORG/NAME stays as it is.
+
+  A checkpoint of a run, RUN/checkpoints/STEP, counts as one part.
+  """
   if path.startswith("hf-hub:"):
     return path
   found = [part for part in re.split(r"[/\\]", path) if part]
+  if len(found) > 2 and found[-2] == _CHECKPOINTS and found[-1].isdecimal():
+    found[-3:] = ["/".join(found[-3:])]
   return "/".join(found[-parts:]) or path
 
 

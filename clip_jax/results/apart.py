@@ -68,7 +68,7 @@ def _said(result: collected.Result) -> tuple[str, ...]:
 
 
 def _counted(number: str, what: str) -> str:
-  return f"{number} {terminal.noun(int(number), what)}"
+  return f"{number} {what if number == '1' else terminal.noun(2, what)}"
 
 
 def _number(

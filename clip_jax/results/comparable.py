@@ -53,7 +53,7 @@ def as_published(
   if "set" in values and "prompts_hash" in values:  # Of a suite.
     return True
   digest = values.get("prompts_hash")
-  if task != "zero_shot" or digest is None:
+  if task != "zero_shot" or not isinstance(digest, str):
     return None
   return digest in _digests(key)
 

@@ -5,7 +5,7 @@ import pytest
 import colours
 from clip_jax import errors
 from clip_jax.data import sources
-from clip_jax.evals import tasks
+from clip_jax.evals import class_names, tasks
 
 
 @pytest.fixture
@@ -36,9 +36,29 @@ def test_a_column_of_classes_is_measured_and_probed(table):
   ]
   result = tasks.evaluate("zero_shot", address, colours.functions())
   assert (result["top1"], result["examples"], result["classes"]) == (1, 3, 3)
-  # A train and a test part know the same classes.
-  part = sources.open_source(f"{address}&split=held_out&held_out=0.34")
-  assert part.class_names == source.class_names
+
+
+def test_a_share_of_each_class_is_held_out(table, tmp_path):
+  """Wherever the images lie."""
+  rows = []
+  for i in range(20):
+    colours.save(tmp_path / f"{i}.png", colours.COLOURS["red"])
+    rows.append(f"{i}.png,{'ab'[i % 2]}\n")
+  address = table(b"image,kind\n" + "".join(rows).encode())
+  parts = [
+    sources.open_source(f"{address}&split={split}")
+    for split in ("train", "held_out")
+  ]
+  assert [part.class_names for part in parts] == [("a", "b")] * 2
+  labels = [[part[i].label for i in range(len(part))] for part in parts]
+  assert [sorted(x) for x in labels] == [[0] * 8 + [1] * 8, [0, 0, 1, 1]]
+
+
+def test_a_very_long_number_is_a_class(table):
+  rows = b"images/red.png," + b"9" * 5000 + b"\nimages/blue.png,10\n"
+  source = sources.open_source(table(b"image,kind\n" + rows))
+  assert source.class_names == ("10", "9" * 5000)
+  assert class_names.normalise("0" + "9" * 5000) == "9" * 5000
 
 
 def test_classes_that_are_numbers_have_their_order(table):
@@ -62,6 +82,7 @@ def test_an_image_of_several_classes_makes_all_records_so(table):
 def test_rows_without_a_class_are_bad_and_no_class(table):
   address = table(
     b"image,kind\nimages/red.png,\nimages/blue.png,\xff\nimages/green.png,ok\n"
+    b"images/green.png,\n"
   )
   source = sources.open_source(address)
   assert source.class_names == ("ok",)

@@ -126,6 +126,19 @@ def test_labels_have_the_names_that_the_schema_tells(tmp_path, labelled):
       source[slot]
 
 
+def test_labels_that_nobody_asked_for_change_no_captions(tmp_path, png):
+  """A run on captions goes on, whatever the files name their classes."""
+  _write_classes(tmp_path, png, "parquet", NAMES, NAMES[::-1], ["other"])
+  for path in tmp_path.glob("*.parquet"):
+    rows = pq.read_table(path)
+    texts = pa.array([f"{path.stem}, {i}" for i in range(3)])
+    pq.write_table(rows.append_column("caption", texts), path)
+  source = sources.open_source(f"parquet:{tmp_path}")
+  assert [source[i].texts[0] for i in (0, 4, 8)] == ["0, 0", "1, 1", "2, 2"]
+  with pytest.raises(errors.UserError, match="has the class 'other', which"):
+    sources.open_source(f"parquet:{tmp_path}?label=label")
+
+
 @pytest.mark.parametrize("scheme", ["parquet", "hf"])
 def test_each_files_numbers_are_those_of_its_own_names(tmp_path, png, scheme):
   _write_classes(tmp_path, png, scheme, NAMES, NAMES, NAMES)
@@ -141,7 +154,7 @@ def test_each_files_numbers_are_those_of_its_own_names(tmp_path, png, scheme):
   (tmp_path / "names.txt").write_text("x\ny\nz\n")
   named = f"{scheme}:{tmp_path}?classes={tmp_path}/names.txt"
   renamed = sources.open_source(named)
-  assert [renamed[i].texts[0] for i in range(9)] == [*"xyzxyzzxy"]
+  assert [renamed[i].texts[0] for i in range(9)] == [*"xyz"] * 3
   _write_classes(
     tmp_path, png, scheme, NAMES, NAMES, ["sea lion", "ant", "bee"]
   )

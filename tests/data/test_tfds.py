@@ -255,7 +255,7 @@ def test_versions_that_are_there_are_named(data_dir, tmp_path, monkeypatch):
     sources.open_source(address)
   told = (
     "1.10.0. Prepared there: tiny_labels:1.0.0; write "
-    "tfds:tiny_labels:1.0.0/train. Or prepare this version with `tfds build"
+    "tfds:tiny_labels:1.0.0/train. Or prepare this one with `tfds build"
   )
   assert told in str(error.value)
   assert (error.value.wanted, error.value.versions) == (
@@ -271,8 +271,11 @@ def test_versions_that_are_there_are_named(data_dir, tmp_path, monkeypatch):
     "tiny_labels:1.9.0",
     "tiny_labels/other:2.0.0",
   ]
-  with pytest.raises(errors.UserError, match=r"tfds:tiny_labels/other:2.0.0/"):
+  # Another config is other data.
+  with pytest.raises(errors.UserError, match=r"write tfds:tiny_labels:1.9.0/"):
     sources.open_source(address.replace("/train", ":7.0.0/train"))
+  shutil.copytree(old, tmp_path / "tiny_labels" / "2.0.0.incompleteX")
+  assert len(tfds_prepared.versions("tiny_labels", str(tmp_path))) == 3
 
 
 def test_sequences_of_labels_and_classes_to_ignore_are_read(data_dir, png):

@@ -71,15 +71,36 @@ def test_labels_may_name_classes_of_which_there_is_no_image(data, caplog):
     evaluate(data, labels="red,green,black,white")
 
 
-def test_classes_called_by_wordnet_ids_go_by_their_names(tmp_path, caplog):
+def test_classes_called_by_wordnet_ids_are_told_and_stay(tmp_path, caplog):
+  """A model that was trained on such folders has read the ids."""
   for name in ("n01440764", "n01484850"):
     (tmp_path / name).mkdir()
     colours.save(tmp_path / name / "0.png", colours.COLOURS["red"])
   evaluation = tasks.open_evaluation("zero_shot", f"folder:{tmp_path}")
   prompts = evaluation.class_prompts()
   assert prompts.names == ("n01440764", "n01484850")
-  assert prompts.texts[0] == ("a photo of a tench.",)
+  assert prompts.texts[0] == ("a photo of a n01440764.",)
   assert "'n01440764' is 'tench'" in caplog.text
+  (tmp_path / "index.json").write_text(
+    '{"0": ["n01440764", "tench"], "1": ["n01484850", "great_white_shark"]}'
+  )
+  evaluation = tasks.open_evaluation(
+    "zero_shot", f"folder:{tmp_path}", labels=str(tmp_path / "index.json")
+  )
+  prompts = evaluation.class_prompts()
+  assert prompts.names == ("n01440764", "n01484850")
+  assert prompts.texts[1] == ("a photo of a great white shark.",)
+
+
+def test_a_template_beside_full_prompts_is_told(data, tmp_path, caplog):
+  """A run may have such an evaluation, and goes on."""
+  path = tmp_path / "labels.json"
+  path.write_text('{"red": "red one", "blue": ["blue"], "green": "green"}')
+  evaluation = tasks.open_evaluation(
+    "zero_shot", data, labels=str(path), templates="a {}"
+  )
+  assert evaluation.class_prompts().texts[2] == ("red one",)
+  assert "the templates do not change" in caplog.text
 
 
 def test_configs_know_every_task():

@@ -6,7 +6,7 @@ import model_kinds
 from clip_jax import errors
 from clip_jax.evals import published
 from clip_jax.evals.suite import data_sets
-from clip_jax.results import addresses, collected, gathering, tables
+from clip_jax.results import addresses, collected, comparable, gathering, tables
 
 
 def write(path, values):
@@ -454,3 +454,17 @@ def test_average_precisions_are_a_result(tmp_path):
   )
   found = gathering.read([tmp_path])
   assert (len(found.results), found.left_out) == (1, [])
+
+
+def test_checkpoints_of_a_run_are_named_after_the_run():
+  paths = ["/a/one/checkpoints/100", "/a/two/checkpoints/100", "/a/two"]
+  assert list(addresses.distinct(paths).values()) == [
+    "one/checkpoints/100",
+    "two/checkpoints/100",
+    "two",
+  ]
+
+
+def test_a_hash_of_prompts_that_is_none_says_nothing():
+  broken = {"prompts_hash": {"a": 1}}
+  assert comparable.as_published("mnist", "zero_shot", broken) is None

@@ -20,7 +20,7 @@ def maps(
   schemas: Mapping[str, pa.Schema],
   *,
   address: str,
-  named: bool,
+  as_they_stand: bool,
 ) -> list[np.ndarray | None]:
   """Returns, for each file, the class of each number in it.
 
@@ -30,14 +30,15 @@ def maps(
     columns: of the first file.
     schemas: of all files, by their paths.
     address: the scheme and the path, for messages.
-    named: whether a user has named the numbers' classes.
+    as_they_stand: whether all files' numbers are those of the first: a user has
+      named their classes, or reads captions and has not asked for labels.
 
   Raises:
     UserError: a file tells other classes than the first, or only one of both
-      tells any while files differ, and nobody has named them.
+      tells any while files differ.
   """
   same: list[np.ndarray | None] = [None] * len(schemas)
-  if columns.label is None or columns.label_is_text:
+  if columns.label is None or columns.label_is_text or as_they_stand:
     return same
   told = columns_lib.class_names(schemas.values(), columns.label)
   if len({*told} - {None}) <= 1:
@@ -49,8 +50,6 @@ def maps(
       found.append(None)
     elif names and first and _are_reordered(names, first):
       found.append(np.array([first.index(name) for name in names]))
-    elif named:
-      found.append(None)
     else:
       raise errors.UserError(
         f"{address}: {terminal.escaped(path)} {_differ(names, first)}, so that "

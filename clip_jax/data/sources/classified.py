@@ -1,6 +1,7 @@
 """Records whose texts are the names of their classes."""
 
 import dataclasses
+import itertools
 from collections.abc import Iterable
 
 import numpy as np
@@ -16,13 +17,18 @@ def in_order(names: Iterable[str]) -> list[str]:
   has them so.
   """
   ordered = sorted(names)
-  if all(name.isdecimal() for name in ordered):
-    ordered.sort(key=int)
+  if all(name.isascii() and name.isdecimal() for name in ordered):
+    # As int orders them, which takes no more than 4,300 digits.
+    ordered.sort(key=lambda name: (len(name.lstrip("0")), name.lstrip("0")))
   return ordered
 
 
 class Classified(views.View):
-  """Records of one class each; or, where one has several, of any number."""
+  """Records of one class each; or, where one has several, of any number.
+
+  Attributes:
+    classes: the first class of each record, int (n,); -1 where it has none.
+  """
 
   def __init__(
     self, source: record_lib.Source, texts: strings.Pieces, bounds: np.ndarray
@@ -38,10 +44,13 @@ class Classified(views.View):
     names = {text.strip() for text in texts} - {""}
     self.class_names = tuple(in_order(filter(_is_unicode, names)))
     self._numbers = {name: i for i, name in enumerate(self.class_names)}
-    self._several = any(
-      len({texts[i].strip() for i in range(bounds[at], bounds[at + 1])}) > 1
-      for at in np.flatnonzero(np.diff(bounds) > 1).tolist()
-    )
+    self.classes = np.full(len(source), -1)
+    self._several = False
+    for index, (first, end) in enumerate(itertools.pairwise(bounds.tolist())):
+      own = {self._numbers.get(texts[i].strip(), -1) for i in range(first, end)}
+      if own := own - {-1}:
+        self.classes[index] = min(own)
+        self._several |= len(own) > 1
 
   def __getitem__(self, index: int) -> record_lib.Record:
     record = self._source[index]

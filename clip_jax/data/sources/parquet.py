@@ -117,7 +117,8 @@ def open_tables(
       columns,
       {name: footer.schema for name, footer in footers.items()},
       address=address,
-      named=classes is not None,
+      as_they_stand=classes is not None
+      or ("label" not in options and len(columns.captions) > 0),
     ),
     images=image_files.open_files(
       dict.fromkeys(map(os.path.dirname, footers)), options, scheme=scheme

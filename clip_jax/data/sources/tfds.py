@@ -226,7 +226,7 @@ def _open_builder(name: str, split: str, data_dir: str | None) -> Any:
       f"TFDS cannot open {name!r}: {reason} Looked in"
       f" {data_dir or '~/tensorflow_datasets'} (set by ?data_dir=DIR or the"
       " variable TFDS_DATA_DIR) and among the names it knows."
-      f" {tfds_prepared.remedy(there, split)}".rstrip()
+      f" {tfds_prepared.remedy(there, name, split)}".rstrip()
     ) from error
   if not builder.info.splits:
     raise _not_prepared(builder, name, split, data_dir)
@@ -240,7 +240,7 @@ def _not_prepared(
   own, _, wanted = builder.info.full_name.rpartition("/")
   said = f"tfds:{name} is not prepared in {builder.data_dir}."
   if there:
-    said += f" {tfds_prepared.remedy(there, split)} Or prepare this version"
+    said += f" {tfds_prepared.remedy(there, name, split)} Or prepare this one"
   else:
     said += " Prepare it once"
   return tfds_prepared.NotPreparedError(

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from clip_jax import errors, places
 
 _ABOUT = "dataset_info.json"
+_VERSION = re.compile(r"\d+\.\d+\.\d+")
 _USUAL_PLACE = "~/tensorflow_datasets"
 
 
@@ -39,6 +40,7 @@ def versions(name: str, data_dir: str | None) -> list[str]:
       about.parent.relative_to(top.parent)
       for depth in ("*", "*/*")
       for about in top.glob(f"{depth}/{_ABOUT}")
+      if _VERSION.fullmatch(about.parent.name)
     ]
   except OSError:
     return []
@@ -50,8 +52,17 @@ def _numbers(version: str) -> list[int]:
   return [int(number) for number in re.findall(r"\d+", version)]
 
 
-def remedy(there: Sequence[str], split: str) -> str:
-  """Returns a sentence that names what is there; empty where nothing is."""
+def remedy(there: Sequence[str], name: str, split: str) -> str:
+  """Returns a sentence that names what is there; empty where nothing is.
+
+  Args:
+    there: as `versions` gives it.
+    name: what was asked for; its own config comes first.
+    split: of the address.
+  """
   if not there:
     return ""
-  return f"Prepared there: {', '.join(there)}; write tfds:{there[-1]}/{split}."
+  config = name.partition(":")[0]
+  own = [each for each in there if each.partition(":")[0] == config]
+  chosen = (own or there)[-1]
+  return f"Prepared there: {', '.join(there)}; write tfds:{chosen}/{split}."

@@ -179,12 +179,14 @@ def _groups(source: record_lib.Source) -> list[np.ndarray]:
     # This generator's numbers are the same in every version of numpy.
     return [np.random.RandomState(0).permutation(len(source))]
   ranks = np.empty(len(source), np.uint64)
-  groups: dict[str, list[int]] = {}
+  classes = getattr(source, "classes", None)  # Else folders are classes.
+  groups: dict[str | int, list[int]] = {}
   for slot, name in enumerate(names):
     data = name.encode("utf-8", "surrogateescape")
     rank = hashlib.blake2b(data, digest_size=8).digest()
     ranks[slot] = int.from_bytes(rank, "big")
     if source.class_names:
-      groups.setdefault(name.split(os.sep)[0], []).append(slot)
+      own = name.split(os.sep)[0] if classes is None else int(classes[slot])
+      groups.setdefault(own, []).append(slot)
   slots = map(np.array, groups.values()) if groups else [np.arange(len(source))]
   return [own[np.argsort(ranks[own], kind="stable")] for own in slots]
