@@ -20,7 +20,7 @@ from clip_jax import tokenizer as tokenizer_lib
 from clip_jax.convert import destinations, portable
 from clip_jax.convert.engine import family
 from clip_jax.convert.formats import model_dir
-from clip_jax.evals import embedding_model, text_weights
+from clip_jax.evals import embedding_model, label_files, text_weights
 from clip_jax.evals import probabilities as probabilities_lib
 from clip_jax.evals import prompts as prompts_lib
 from clip_jax.models import variants
@@ -161,9 +161,9 @@ class Clip(encoding.Encoding):
     self.check_towers("image", "text")
     self.check_embeds()
     if isinstance(labels, str | os.PathLike):
-      labels = prompts_lib.read_labels(labels)
+      labels = label_files.read_labels(labels)
     if isinstance(templates, str | os.PathLike):
-      templates = prompts_lib.read_templates(templates)
+      templates = label_files.read_templates(templates)
     of_logits = functools.partial(
       probabilities_lib.of,
       kind=probabilities_lib.check(

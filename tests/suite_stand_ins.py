@@ -14,6 +14,7 @@ from PIL import Image
 from clip_jax import preprocess
 from clip_jax.evals import embedding_model, reading
 from clip_jax.evals.suite import data_sets, measuring
+from clip_jax.evals.suite import subject as subject_lib
 
 SIZE, EMBED = 4, 7
 PREPROCESS = preprocess.Preprocess(
@@ -68,7 +69,7 @@ def embed_texts(texts):
 
 def subject(fingerprint="f" * 64, images=embed_images, **fields):
   model = embedding_model.Functions(images, embed_texts, PREPROCESS)
-  return measuring.Subject(model, fingerprint, "somewhere/model", **fields)
+  return subject_lib.Subject(model, fingerprint, "somewhere/model", **fields)
 
 
 def write_tar(path, members):

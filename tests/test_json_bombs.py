@@ -26,7 +26,7 @@ from clip_jax.convert.formats import bert, timm_vit
 from clip_jax.convert.tensor import Tensor
 from clip_jax.data import ledger, prepare, record, sources
 from clip_jax.data.sources import array_record, captions
-from clip_jax.evals import prompts
+from clip_jax.evals import label_files, prompts
 from clip_jax.train import metric_log
 
 BOMBS = int(os.environ.get("CLIP_JAX_JSON_BOMBS", 4))
@@ -267,7 +267,7 @@ def _labels(root):
   path = root / "labels.json"
   return Victim(
     path,
-    lambda: prompts.resolve(prompts.read_labels(str(path))),
+    lambda: prompts.resolve(label_files.read_labels(str(path))),
     valid=b'["cat", ["dog", "hound"], "bird"]',
   )
 
@@ -276,7 +276,7 @@ def _templates(root):
   path = root / "templates.json"
   return Victim(
     path,
-    lambda: prompts.resolve(["cat"], prompts.read_templates(str(path))),
+    lambda: prompts.resolve(["cat"], label_files.read_templates(str(path))),
     valid=b'["a {}.", "the {}."]',
   )
 

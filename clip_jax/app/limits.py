@@ -3,7 +3,7 @@
 import os
 
 from clip_jax import errors
-from clip_jax.evals import prompts
+from clip_jax.evals import label_files
 
 UPLOAD_BYTES = 20 * 2**20  # Of one file.
 REQUEST_BYTES = 64 * 2**20  # Of one request that uploads files.
@@ -48,7 +48,7 @@ def listed(text: object, what: str, *, most: int) -> list[str]:
     UserError: it is no text, empty, or has too many or too long parts.
   """
   found = plain(text, f"the {what}", most=most * (TEXT_CHARACTERS + 1))
-  return checked(prompts.parted(found), what, most=most)
+  return checked(label_files.parted(found), what, most=most)
 
 
 def lines(text: object, what: str, *, most: int) -> list[str]:
@@ -63,7 +63,7 @@ def lines(text: object, what: str, *, most: int) -> list[str]:
     UserError: as in `listed`.
   """
   found = plain(text, f"the {what}", most=most * (TEXT_CHARACTERS + 1))
-  return checked(prompts.lines(found), what, most=most)
+  return checked(label_files.lines(found), what, most=most)
 
 
 def checked(parts: list[str], what: str, *, most: int) -> list[str]:

@@ -228,19 +228,25 @@ def train_batches(
     .to_iter_dataset(_read_options(threads, prefetch))
   )
   worker_processes.remove_leftovers()
-  owner = None
+  owner = worker_processes.new_owner() if workers else None
   if workers:
-    if not flags.FLAGS.is_parsed():
-      # Grain reads its flags in the parent of its workers.
-      flags.FLAGS.mark_as_parsed()
-    owner = worker_processes.new_owner()
-    if owner is not None:
-      dataset = dataset.map(worker_processes.Share(owner))
-    dataset = dataset.mp_prefetch(
-      grain.MultiprocessingOptions(num_workers=workers),
-      worker_init_fn=functools.partial(worker_processes.begin, owner),
-    )
+    dataset = _by_workers(dataset, workers, owner)
   return Batches(iter(dataset), chunks=chunks, endless=True, owner=owner)
+
+
+def _by_workers(
+  dataset: grain.IterDataset, workers: int, owner: str | None
+) -> grain.IterDataset:
+  """Returns `dataset` as so many processes make it, for `owner`, if any."""
+  if not flags.FLAGS.is_parsed():
+    # Grain reads its flags in the parent of its workers.
+    flags.FLAGS.mark_as_parsed()
+  if owner is not None:
+    dataset = dataset.map(worker_processes.Share(owner))
+  return dataset.mp_prefetch(
+    grain.MultiprocessingOptions(num_workers=workers),
+    worker_init_fn=functools.partial(worker_processes.begin, owner),
+  )
 
 
 def eval_batches(

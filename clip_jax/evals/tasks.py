@@ -11,7 +11,13 @@ import numpy as np
 from clip_jax import errors
 from clip_jax.data import account, sources
 from clip_jax.data import record as record_lib
-from clip_jax.evals import embedding_model, prompts, retrieval, zero_shot
+from clip_jax.evals import (
+  embedding_model,
+  label_files,
+  prompts,
+  retrieval,
+  zero_shot,
+)
 from clip_jax.evals import reading as reading_lib
 
 TASKS: dict[str, Callable[..., dict[str, Any]]] = {
@@ -103,7 +109,7 @@ def open_evaluation(
   Args:
     task: one of `TASKS`.
     data: a DATA address.
-    labels: as `prompts.read_labels` reads them; empty takes the data's own.
+    labels: as `label_files.read_labels` reads them; empty takes the data's own.
     templates: one template, or a file; empty takes the data's own.
     duplicates: of retrieval: one of `names.RETRIEVAL_DUPLICATES`.
     subtract_prior: of zero_shot: see `likelihood.scores`.
@@ -132,8 +138,8 @@ def open_evaluation(
     task=task,
     data=data,
     source=open_source(data),
-    labels=prompts.read_labels(labels) if labels else None,
-    templates=prompts.read_templates(templates) if templates else None,
+    labels=label_files.read_labels(labels) if labels else None,
+    templates=label_files.read_templates(templates) if templates else None,
     options=options,
   )
   _CHECKS[task](
@@ -171,7 +177,7 @@ def open_classifier(
   Args:
     data: a DATA address.
     embed_texts: returns unit embeddings of texts.
-    labels: as `prompts.read_labels` reads them; empty takes the data's own.
+    labels: as `label_files.read_labels` reads them; empty takes the data's own.
     templates: one template, or a file; empty takes the data's own.
 
   Raises:
@@ -206,7 +212,7 @@ def evaluate(
     task: one of `TASKS`.
     data: a DATA address.
     model: to measure.
-    labels: as `prompts.read_labels` reads them; empty takes the data's own.
+    labels: as `label_files.read_labels` reads them; empty takes the data's own.
     templates: one template, or a file; empty takes the data's own.
     duplicates: of retrieval: one of `names.RETRIEVAL_DUPLICATES`.
     subtract_prior: of zero_shot: see `likelihood.scores`.

@@ -29,6 +29,7 @@ import model_kinds
 from clip_jax import embedder, errors, hosts, loading, sharding, shared_batches
 from clip_jax.cli.commands import joining
 from clip_jax.evals.suite import agreement, measuring
+from clip_jax.evals.suite import subject as subject_lib
 
 SETS = "mnist,stl10,eurosat,hateful_memes,flickr8k"
 TIMES = ("seconds", "images_per_second")
@@ -62,7 +63,7 @@ def on_devices(clip, count):
     encoder=encoder,
     variables=sharding.place_everywhere(clip.variables, mesh),
   )
-  whom = measuring.Subject(placed.for_evaluation(), "f" * 64, "model")
+  whom = subject_lib.Subject(placed.for_evaluation(), "f" * 64, "model")
   how = dataclasses.replace(HOW, open_batches=shared_batches.opener(encoder))
   return whom, how
 

@@ -8,7 +8,7 @@ from clip_jax import buckets, errors, loading
 from clip_jax.app import bucket_runs, server
 from clip_jax.checkpoints import workdir
 from clip_jax.cli import verb
-from clip_jax.evals import prompts
+from clip_jax.evals import label_files
 
 # Not seen by the machine's other users, as arguments are.
 PASSWORD = "CLIP_JAX_APP_PASSWORD"
@@ -46,12 +46,12 @@ def typed_labels(text: str) -> str:
   """
   if not text:
     return ""
-  labels = prompts.read_labels(text)
+  labels = label_files.read_labels(text)
   names = [label.strip() for label in labels if isinstance(label, str)]
   if isinstance(labels, list) and len(names) == len(labels):
     names = list(filter(None, names))
     typed = "\n".join(names)
-    if prompts.parted(typed) == names:
+    if label_files.parted(typed) == names:
       return typed
   raise errors.UserError(
     f"--labels {text!r:.100} holds more than names, which are all that the "

@@ -22,6 +22,7 @@ from clip_jax.evals.suite import (
   measuring,
   result_files,
 )
+from clip_jax.evals.suite import subject as subject_lib
 from clip_jax.models import variants
 
 _LOGGER = logging.getLogger(__name__)
@@ -47,7 +48,7 @@ def evaluate(arguments: argparse.Namespace) -> verb.Answer:
   clip = loading.load(arguments.model).with_max_pixels(arguments.max_pixels)
   clip.check_towers("image", "text")
   cuts = tokenizer_lib.Cuts()
-  subject = measuring.Subject(
+  subject = subject_lib.Subject(
     model=clip.for_evaluation(cuts),
     fingerprint=clip.fingerprint,
     path=clip.path,
@@ -135,7 +136,7 @@ def architecture(clip: inference.Clip) -> str:
   return ""
 
 
-def _default_out(subject: measuring.Subject) -> pathlib.Path:
+def _default_out(subject: subject_lib.Subject) -> pathlib.Path:
   name = re.sub(r"[^\w.-]+", "-", pathlib.Path(subject.path).name)
   return _OUT / f"{name or 'model'}-{subject.fingerprint[:8]}"
 

@@ -17,17 +17,17 @@ from clip_jax import buckets, errors, inputs, loading, terminal
 from clip_jax import search as search_lib
 from clip_jax.checkpoints import workdir
 from clip_jax.cli import verb
-from clip_jax.evals import prompts
+from clip_jax.evals import label_files, prompts
 
 _LOGGER = logging.getLogger(__name__)
 
 
 def classify(arguments: argparse.Namespace) -> verb.Answer:
   """Gives each image the probability of each label."""
-  labels = prompts.read_labels(arguments.labels)
+  labels = label_files.read_labels(arguments.labels)
   templates = None
   if arguments.templates:
-    templates = prompts.read_templates(arguments.templates)
+    templates = label_files.read_templates(arguments.templates)
   resolved = prompts.resolve(labels, templates)
   names = resolved.names
   if alike := prompts.look_alikes(resolved):
