@@ -86,7 +86,7 @@ def test_rows_without_a_class_are_bad_and_no_class(table):
   )
   source = sources.open_source(address)
   assert source.class_names == ("ok",)
-  for index, reason in enumerate(("empty_caption", "not_utf8")):
+  for index, reason in enumerate(("missing_label", "not_utf8")):
     with pytest.raises(Exception, match=reason):
       source[index]
   assert source[2].label == 0

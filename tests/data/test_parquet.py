@@ -121,7 +121,7 @@ def test_labels_have_the_names_that_the_schema_tells(tmp_path, labelled):
     (("Bee",), 2),
     (("ant",), 1),
   ]
-  for slot, reason in {3: "missing_caption", 5: "bad_label"}.items():
+  for slot, reason in {3: "missing_label", 5: "bad_label"}.items():
     with pytest.raises(sources.BadRecord, match=reason):
       source[slot]
 

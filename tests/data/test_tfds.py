@@ -195,7 +195,7 @@ def test_a_feature_that_is_declared_but_not_stored_is_missing(
     (1, ()),
   ]
   declare("image", "mark")
-  assert read_all(sources.open_source(address)) == ["missing_caption"] * N
+  assert read_all(sources.open_source(address)) == ["missing_label"] * N
   declare("image", "label", "marks")  # TFDS cannot make a sequence of nothing.
   assert read_all(sources.open_source(address)) == ["damaged_record"] * N
 

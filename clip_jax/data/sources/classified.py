@@ -53,7 +53,12 @@ class Classified(views.View):
         self._several |= len(own) > 1
 
   def __getitem__(self, index: int) -> record_lib.Record:
-    record = self._source[index]
+    try:
+      record = self._source[index]
+    except record_lib.BadRecord as error:
+      if error.reason in ("missing_caption", "empty_caption"):
+        raise record_lib.BadRecord("missing_label", error.key) from None
+      raise
     labels = tuple(sorted({self._numbers[text] for text in record.texts}))
     return dataclasses.replace(
       record,

@@ -195,8 +195,11 @@ class Rows:
           yield text
 
   def _class_as_caption(self, label: int | None, key: str) -> tuple[str, ...]:
+    only_labels = self._columns.label and not self._columns.captions
+    if only_labels and label is None:
+      raise record_lib.BadRecord("missing_label", key)
     error = record_lib.BadRecord("missing_caption", key)
-    if not self._columns.captions and label is not None:
+    if only_labels:
       if self.class_names is not None:
         return (self.class_names[label],)
       error.hint = (

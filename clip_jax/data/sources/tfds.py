@@ -157,7 +157,9 @@ class TfdsSource:
       return captions_lib.checked(decoded, key=key)
     names = captions_lib.from_labels(label, labels, self.class_names)
     if names is None:
-      raise record_lib.BadRecord("missing_caption", key)
+      without = self._label and label is None and labels is None
+      reason = "missing_label" if without else "missing_caption"
+      raise record_lib.BadRecord(reason, key)
     return names
 
 
