@@ -64,7 +64,7 @@ def read_tensors(
 
   Args:
     tensors: the arrays by name.
-    reading: of the model.
+    reading: the checkpoint that is read.
     weights: the files with the arrays, for their digests.
 
   Raises:

@@ -178,7 +178,7 @@ def read_config(directory: pathlib.Path, reading: SourceReading) -> ReadConfig:
 
   Args:
     directory: the directory with the file.
-    reading: of the model; its options may have the activation.
+    reading: the checkpoint that is read; its options may have the activation.
 
   Raises:
     UserError: it is of an unknown model, or damaged.

@@ -177,7 +177,7 @@ def describe(
 
   Args:
     tensors: tensors by name.
-    reading: of the model.
+    reading: the checkpoint that is read.
     activation: activation of both towers.
 
   Raises:
