@@ -331,7 +331,6 @@ BROKEN = [
     {"kind": "resnet", "image_size": 32, "width": 16, "depths": [10**4] * 4},
   ),
   ("spec.image.depth", -1),
-  ("spec.image.depth", True),
   ("spec.image.class_position", 1.5),
   ("spec.image.drop_edge", None),
   ("spec.image.pre_norm", []),

@@ -43,8 +43,8 @@ _SOURCE = {
   "format": str,
   **dict.fromkeys(("dialect", "files", "resized"), dict),
 }
-# The types of JSON by those of a tower's fields; a tuple is a list.
-_JSON = {bool: (bool,), int: (int,), float: (int, float), str: (str,)}
+# The types of JSON that do for those of a tower's fields; a tuple is a list.
+_JSON = {bool: int, int: int, float: (int, float), str: str}
 # A field that older descriptions lack, and that follows from the others.
 _DERIVED = {"probabilities"}
 # Fields that older descriptions lack, with their value, by the tower's kind.
@@ -188,7 +188,7 @@ def _is_of_field(value: Any, part: str, kind: str, field: str) -> bool:
   union = isinstance(hint, types.UnionType)
   hints = typing.get_args(hint) if union else (hint,)
   return any(
-    value is None if x is type(None) else type(value) in _JSON.get(x, (list,))
+    value is None if x is type(None) else isinstance(value, _JSON.get(x, list))
     for x in hints
   )
 
