@@ -162,8 +162,9 @@ def _tokenizer(
       )
     return {named: file.read()} if file else {}, source.spec["tokenizer"]
   if described.tokenizer_name is None:
+    own = tokenizer_files.CLIP
     about = {"cleaning": described.cleaning, "pad_id": 0}
-    return {}, {**tokenizer_files.CLIP, **about}
+    return {}, {"kind": own["kind"], **about, **own}
   carried = {
     directory: tokenizer_files.carry(directory)
     for directory in source.directories
