@@ -85,8 +85,8 @@ def is_plain_name(name: str) -> bool:
   """
   return (
     name not in ("", ".", "..")
-    and len(name) <= 255
     and name.isprintable()
+    and len(name.encode()) <= 255
     and not any(sign in name for sign in "/\\:")
   )
 

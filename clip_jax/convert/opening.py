@@ -91,7 +91,10 @@ def _recognise_directory(path: pathlib.Path) -> str:
 
 
 def _is_model(path: pathlib.Path) -> bool:
-  return any(known.recognise(path) for known in FORMATS.values())
+  try:
+    return any(known.recognise(path) for known in FORMATS.values())
+  except errors.UserError:  # It has several configs.
+    return False
 
 
 def _above(path: pathlib.Path) -> str:

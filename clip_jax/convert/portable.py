@@ -95,6 +95,10 @@ class Portable:
     same = self.source.get("format") == format_name
     return self.source.get("dialect", {}) if same else {}
 
+  def extras_of(self, format_name: str) -> dict[str, Tensor]:
+    """Returns the extras if the model came from that format, else {}."""
+    return self.extras if self.source.get("format") == format_name else {}
+
   def changed(self, note: str, what: Any, **parts: Any) -> "Portable":
     """Returns the model with other parts, and `what` as a note in `source`."""
     source = {**self.source, note: what}

@@ -722,9 +722,18 @@ def _naflex_with_a_class_row(arrays):
   arrays["img/pos_embedding"] = np.ones((2, 5, 24), np.float32)
 
 
+def _naflex_of_less_than_a_pixel(arrays):
+  arrays["img/embedding/kernel"] = np.ones((2, 24), np.float32)
+  arrays["img/pos_embedding"] = np.ones((4, 4, 24), np.float32)
+
+
 BROKEN = {
   "towers without names of their own": (_nameless, "must be img/ and txt/"),
   "a class token in a grid": (_naflex_with_a_class_row, "10 positions"),
+  "patches without a pixel": (
+    _naflex_of_less_than_a_pixel,
+    "img/embedding/kernel has 0 positions, which do not form a square",
+  ),
   "a layer's array is missing": (
     _without("img/Transformer/encoderblock_1/LayerNorm_1/bias"),
     r"missing: params/img/Transformer/encoderblock_1/LayerNorm_1/bias",

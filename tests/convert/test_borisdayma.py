@@ -382,6 +382,21 @@ def test_what_is_damaged_is_a_clear_error(tmp_path):
     convert.open_model(path)
 
 
+@pytest.mark.parametrize(
+  "params",
+  [np.ones(3), [np.ones(3)], {"text": [np.ones(3)]}, {"text": "words"}],
+  ids=["an array", "a list", "a list below", "a text"],
+)
+def test_what_is_no_tree_of_dicts_is_damaged(tmp_path, params):
+  manager = ocp.CheckpointManager(tmp_path, ocp.PyTreeCheckpointer())
+  manager.save(5, {"params": params, "step": np.int32(5)})
+  manager.wait_until_finished()
+  manager.close()
+  (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+  with pytest.raises(errors.UserError, match="no Orbax checkpoint"):
+    convert.open_model(tmp_path)
+
+
 def test_an_array_whose_data_are_gone_is_a_clear_error(tmp_path):
   path = _save(tmp_path / "a", CONFIG, _params(CONFIG))
   model = convert.open_model(path)

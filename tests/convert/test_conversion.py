@@ -314,6 +314,9 @@ BROKEN = [
     )
   ),
   ("source", 1),
+  ("source", {"format": 5}),
+  ("source", {"format": "huggingface", "dialect": 5}),
+  ("source", {"resized": [16]}),
   ("spec", []),
   ("spec", {"image": "x", "text": {}}),
   ("spec.image", "x"),
@@ -328,6 +331,9 @@ BROKEN = [
     {"kind": "resnet", "image_size": 32, "width": 16, "depths": [10**4] * 4},
   ),
   ("spec.image.depth", -1),
+  ("spec.image.class_position", 1.5),
+  ("spec.image.drop_edge", None),
+  ("spec.image.pre_norm", []),
   ("spec.image.kind", "vat"),
   ("spec.image.surprise", 1),
   ("spec.text.heads", 0),
@@ -351,6 +357,17 @@ def test_a_description_without_sense_is_a_clear_error(model, field, value):
   path.write_text(json.dumps(described))
   with pytest.raises(errors.UserError):
     convert.open_model(model)
+
+
+@pytest.mark.parametrize("known", opening.FORMATS)
+def test_what_is_of_another_format_than_is_told_is_a_clear_error(
+  tmp_path, known
+):
+  file = tmp_path / "a.txt"
+  file.write_text("Neither a directory nor weights.")
+  for path in (tmp_path, file):
+    with pytest.raises(errors.UserError):
+      convert.open_model(path, source_format=known)
 
 
 @pytest.mark.parametrize(

@@ -118,13 +118,17 @@ def test_openais_format_and_back_loses_nothing(perturb, tmp_path):
     convert.convert(tmp_path / "source", tmp_path / "b.pt", to="openai")
 
 
-def test_mixed_dtypes_and_position_ids_come_back(save, tmp_path):
+@pytest.mark.parametrize(
+  ("dtype", "widest"),
+  [(torch.float16, "float32"), (torch.float64, "float64")],
+)
+def test_mixed_dtypes_and_position_ids_come_back(save, tmp_path, dtype, widest):
   _, source = save(CLIP)
   path = source / "model.safetensors"
   tensors = safetensors.torch.load_file(path)
   for name in tensors:
     if "layer_norm" not in name and "embedding" not in name:
-      tensors[name] = tensors[name].half()
+      tensors[name] = tensors[name].to(dtype)
   key = "text_model.embeddings.position_ids"
   tensors[key] = torch.arange(11)[None]
   safetensors.torch.save_file(tensors, path, metadata={"format": "pt"})
@@ -137,7 +141,7 @@ def test_mixed_dtypes_and_position_ids_come_back(save, tmp_path):
   read = convert.open_model(source)
   assert read.report.ignored == [key]
   config = json.loads((tmp_path / "back" / "config.json").read_text())
-  assert config["dtype"] == "float32"  # Which holds the halves, too.
+  assert config["dtype"] == widest  # Which holds the others, too.
 
 
 def test_shards_are_read_and_written(save, tmp_path, monkeypatch):
@@ -426,6 +430,30 @@ def test_an_index_stays_in_its_directory(save, name):
   (source / "model.safetensors.index.json").write_text(json.dumps(index))
   with pytest.raises(errors.UserError, match="no plain file name"):
     convert.open_model(source)
+
+
+def test_a_file_that_does_not_fit_its_config_is_named(save, tmp_path):
+  _, source = save(CLIP)
+  file = tmp_path / "other.safetensors"
+  (source / "model.safetensors").rename(file)
+  models.edit(source, projection_dim=25)
+  told = convert.Options(config=str(source / "config.json"))
+  with pytest.raises(errors.UserError) as caught:
+    convert.open_model(file, options=told)
+  assert str(caught.value).startswith(f"{file} is not the huggingface model")
+
+
+@pytest.mark.parametrize(
+  "name", ["vision.json", "nothing.json", "ViT-B-32", "x" * 300]
+)
+def test_no_config_is_read_in_place_of_the_one_given(save, tmp_path, name):
+  _, source = save(CLIP)
+  (source / "vision.json").write_text("{}")
+  told = convert.Options(config=str(source / name))
+  with pytest.raises(
+    errors.UserError, match=rf"{name}: .* take a config\.json"
+  ):
+    convert.open_model(source / "model.safetensors", options=told)
 
 
 def test_missing_weights_are_named(tmp_path):

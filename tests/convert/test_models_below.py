@@ -44,6 +44,16 @@ def test_the_newest_file_of_a_run_is_named(tmp_path, files, given, named):
   assert ("more lie beside" in said) == ("epoch_10" in str(files))
 
 
+def test_configs_of_several_models_above_do_not_hide_what_is_wrong(tmp_path):
+  config = '{"vision_cfg": {}, "text_cfg": {}}'
+  for name in ("ViT-B-16.json", "ViT-B-32.json"):
+    (tmp_path / name).write_text(config)
+  (tmp_path / "notes.txt").write_text("Not a model.")
+  assert "is a file in no known format" in _refusal(tmp_path / "notes.txt")
+  (tmp_path / "below").mkdir()
+  assert "is in no known format" in _refusal(tmp_path / "below")
+
+
 def test_a_directory_of_runs_is_told_from_one_of_pictures(tmp_path):
   for step in (90, 100):
     model = tmp_path / "out" / f"checkpoint-{step}"

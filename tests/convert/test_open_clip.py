@@ -109,6 +109,14 @@ def _marked(names, quick):
   ]
 
 
+def test_a_tokenizer_that_the_source_lacks_is_not_written(make, tmp_path):
+  model = convert.open_model(make("timm_bert_pooler"))
+  bare = dataclasses.replace(model, files={})
+  with pytest.raises(errors.UserError, match=r"^The source has no tokenizer"):
+    open_clip.write(bare, tmp_path / "out")
+  assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("case", _marked(GOLDEN.CASES, DIALECTS))
 def test_every_dialect_computes_what_open_clip_computes(
   make, golden, outputs, difference, case

@@ -122,11 +122,21 @@ def test_every_field_of_the_preprocessing_counts():
     ("resize_mode", "crop"),
     ("mean", [0.5, 0.5]),
     ("std", ["a", 1, 2]),
+    ("std", [0.2, 0, 0.3]),
+    ("fill_color", 256),
+    ("fill_color", -1),
     ("mode", "L"),
     ("crop", 1),
   ):
     with pytest.raises(errors.UserError, match=field):
       _describe(whole={"preprocess_cfg": {**preprocess, field: value}})
+
+
+def test_a_number_that_float32_cannot_hold_is_refused():
+  with pytest.raises(
+    errors.UserError, match="init_logit_bias must be a finite"
+  ):
+    _describe({"init_logit_bias": -1e39})
 
 
 def test_what_a_config_leaves_out_is_reported():

@@ -158,6 +158,8 @@ def test_a_name_that_is_none_names_the_three_nearest(model, tmp_path):
     convert.open_model(tmp_path / "a.pt", options=Options(config="ViT-B-33"))
   message = str(raised.value)
   assert "ViT-B-32" in message and len(message) < 400
+  with pytest.raises(errors.UserError, match="neither a file nor the name"):
+    convert.open_model(tmp_path / "a.pt", options=Options(config="x" * 300))
 
 
 # What open_clip's own configs say of models of these names.

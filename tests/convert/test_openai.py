@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import math
 import warnings
 
 import numpy as np
@@ -253,6 +254,54 @@ def test_an_archive_that_contradicts_itself_is_refused(make, tmp_path):
   torch.jit.save(traced, tmp_path / "b.pt")
   with pytest.raises(errors.UserError, match="input_resolution"):
     convert.open_model(tmp_path / "b.pt", options=VIT)
+
+
+@pytest.mark.parametrize("size", [math.nan, math.inf, 20.5])
+def test_a_size_that_is_no_number_of_pixels_is_damaged(make, tmp_path, size):
+  state = make("vit", torch.float32).state_dict()
+  state["input_resolution"] = torch.tensor(size)
+  torch.save(state, tmp_path / "a.pt")
+  words = rf"input_resolution=\[{size}\], but its tensors have 20"
+  with pytest.raises(errors.DamagedError, match=words):
+    convert.open_model(tmp_path / "a.pt", options=VIT)
+
+
+def test_a_size_of_few_bits_is_written_in_more_where_it_grows(make, tmp_path):
+  state = make("vit", torch.float32).state_dict()
+  size = torch.tensor(20, dtype=torch.uint8)
+  torch.save({**state, "input_resolution": size}, tmp_path / "a.pt")
+  for side, dtype in ((20, torch.uint8), (300, torch.uint16)):
+    options = VIT
+    if side != 20:
+      options = dataclasses.replace(
+        VIT, image_size=side, resize_method="bilinear"
+      )
+    out = tmp_path / f"{side}.pt"
+    convert.convert(tmp_path / "a.pt", out, to="openai", options=options)
+    back = torch.load(out, weights_only=True)["input_resolution"]
+    assert (back.item(), back.dtype) == (side, dtype)
+
+
+def test_stages_without_end_are_refused(make, tmp_path):
+  state = make("resnet", torch.float32).state_dict()
+  for stage in range(5, 14):
+    state[f"visual.layer{stage}.0.conv1.weight"] = torch.ones(1)
+  torch.save(state, tmp_path / "a.pt")
+  with pytest.raises(errors.UserError, match="has 13 stages of a ResNet"):
+    convert.open_model(tmp_path / "a.pt", options=QUICK["resnet"])
+
+
+def test_configs_beside_a_file_are_named_only_where_one_is_its_own(
+  make, tmp_path
+):
+  torch.save(make("vit", torch.float32).state_dict(), tmp_path / "model.pt")
+  config = json.dumps({"vision_cfg": {}, "text_cfg": {}})
+  (tmp_path / "ViT-B-32.json").write_text(config)
+  with pytest.raises(errors.AmbiguousError, match="has OpenCLIP's config"):
+    convert.open_model(tmp_path / "model.pt")
+  (tmp_path / "ViT-B-16.json").write_text(config)
+  with pytest.raises(errors.AmbiguousError, match="--activation quick_gelu"):
+    convert.open_model(tmp_path / "model.pt")
 
 
 def test_names_alone_are_ambiguous(make, tmp_path, capsys):

@@ -66,6 +66,15 @@ def test_a_clip_is_read_wherever_it_lies(
   assert told == normalize
 
 
+@pytest.mark.parametrize(
+  "name", ["..", "a/b", "a\0b", "x" * 256, "é" * 200, None]
+)
+def test_a_module_lies_in_the_directory(tmp_path, name):
+  _write_modules(tmp_path, ("Transformer", name), ("Pooling", "1_Pooling"))
+  with pytest.raises(errors.DamagedError, match="is not in its own"):
+    convert.open_model(tmp_path)
+
+
 def test_a_clip_with_a_dense_layer_is_refused(clip, tmp_path):
   directory = tmp_path / "st"
   shutil.copytree(clip, directory)

@@ -249,6 +249,13 @@ def test_the_commands_flags_settle_a_bare_file(tmp_path, capsys):
   assert (spec["resize"], spec["crop_fraction"]) == ("squash", 1.0)
 
 
+def test_a_position_of_the_class_token_alone_is_refused(tmp_path):
+  one = {"pos_embed": np.zeros((1, 1, 192), np.float32)}
+  path = _bare(tmp_path / "tower.safetensors", **one)
+  with pytest.raises(errors.UserError, match="pos_embed has 0 positions"):
+    convert.open_model(path, source_format="timm", options=TOLD)
+
+
 def test_a_bare_file_of_another_tower_is_refused(tmp_path):
   wide = {"blocks.0.mlp.fc1.weight": np.zeros((700, 192), np.float32)}
   with pytest.raises(errors.UserError, match="heads"):

@@ -220,6 +220,16 @@ def test_no_difference_hides_behind_nan():
   assert verification.difference(zeros, np.zeros((3, 2))) == float("inf")
 
 
+def test_a_weight_that_is_nan_fails_after_others(pairs):
+  source, ours = (
+    convert.open_model(x, options=QUICK["vit"]) for x in pairs["vit"]
+  )
+  path = list(ours.leaves)[-1]
+  ours.leaves[path] = ours.leaves[path].map(lambda x: x * np.nan)
+  row = verification._compare_weights(ours, source)
+  assert np.isnan(row.difference) and not row.passed
+
+
 def test_nothing_compared_is_no_proof():
   assert not verification.Verification("library", "float32", ()).passed
 

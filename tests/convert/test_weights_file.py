@@ -257,6 +257,13 @@ def test_a_file_is_judged_by_the_names_in_it(tmp_path):
     convert.open_model(tmp_path / "a.onnx")
 
 
+def test_a_name_that_is_no_text_is_refused(tmp_path):
+  # It could be kept as an extra, and be written to no file.
+  torch.save({"\ud800.attn_mask": torch.ones(1)}, tmp_path / "a.pt")
+  with pytest.raises(errors.DamagedError, match=r"ud800.*half a character"):
+    convert.open_model(tmp_path / "a.pt")
+
+
 @pytest.mark.parametrize("name", WRITERS)
 @pytest.mark.parametrize(
   ("names", "said"),

@@ -15,6 +15,7 @@ MAX_DEPTH = 1 << 10
 # Of means and standard deviations of channels, for pixels from 0 to 1.
 MAX_CHANNEL = 1e6
 LEAST_DEVIATION = 1e-6
+_MAX_FLOAT32 = (2 - 2**-23) * 2.0**127
 
 
 def checked(
@@ -41,8 +42,8 @@ def or_null(kind: Kind, null: Any = None) -> Kind:
 
 
 def is_number(value: Any) -> bool:
-  """Whether a JSON value is a finite number."""
-  return type(value) in (int, float) and math.isfinite(value)
+  """Whether a JSON value is a number that is finite in float32."""
+  return type(value) in (int, float) and abs(value) <= _MAX_FLOAT32
 
 
 def up_to(most: int) -> Kind:

@@ -57,8 +57,8 @@ class Sizes:
 
   def square(self, cells: int, key: str) -> int:
     """Returns the side of a square grid of the `cells` positions of `key`."""
-    side = math.isqrt(cells)
-    if side * side != cells:
+    side = math.isqrt(max(cells, 0))
+    if not side or side * side != cells:
       raise errors.UserError(
         f"{self._name}: {key} has {cells} positions, which do not form a "
         "square."

@@ -1,5 +1,6 @@
 """Flattens the nested dicts of a file into one dict with joined names."""
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -10,6 +11,7 @@ Select = Callable[[Mapping[str, Any], str], dict[str, Any]]
 MAX_DEPTH = 64
 MAX_LEAVES = 300_000
 MAX_NAME_CHARS = 1000
+_HALF = re.compile("[\ud800-\udfff]")  # Of a character, in no valid UTF-8.
 
 
 def flatten(value: Any, separator: str) -> dict[str, Any]:
@@ -17,7 +19,7 @@ def flatten(value: Any, separator: str) -> dict[str, Any]:
 
   Raises:
     ValueError: it is too deep (or contains itself), too large, or two leaves
-      have the same name.
+      have the same name, or one that no file can hold.
   """
   leaves: dict[str, Any] = {}
   seen = 0
@@ -42,6 +44,8 @@ def flatten(value: Any, separator: str) -> dict[str, Any]:
       joined = f"{name}{separator}{key}" if depth else str(key)
       if len(joined) > MAX_NAME_CHARS:
         raise ValueError(f"the name {joined[:100]!r}… is too long")
+      if _HALF.search(joined):
+        raise ValueError(f"the name {joined!r:.100} has half a character")
       children.append((joined, child, depth + 1))
     waiting.extend(reversed(children))
   return leaves

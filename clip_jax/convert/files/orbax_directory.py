@@ -12,6 +12,15 @@ from clip_jax import errors
 from clip_jax.convert.tensor import Tensor
 
 ITEM = "default"  # The item in a step's directory.
+# What metadata raise that are damaged, or not of dicts of arrays.
+_METADATA_ERRORS = (
+  AttributeError,
+  IndexError,
+  KeyError,
+  TypeError,
+  ValueError,
+  OSError,
+)
 
 
 def newest(path: pathlib.Path) -> pathlib.Path:
@@ -40,17 +49,6 @@ def read(step: pathlib.Path) -> dict[str, Tensor]:
     DamagedError: it has no parameters.
   """
   path = step / ITEM
-  handler = ocp.PyTreeCheckpointHandler()
-  try:
-    # Its annotation is a path of etils, but it takes any path.
-    there: Any = path.absolute()
-    tree = handler.metadata(there).tree
-    params = tree["params"]
-  except (KeyError, TypeError, ValueError, OSError) as error:
-    raise errors.DamagedError(
-      f"{path} is no Orbax checkpoint with params "
-      f"({type(error).__name__}: {str(error)[:200]}); fetch or make it again."
-    ) from None
 
   # Cached, since layers are read one by one from an array that holds them all.
   @functools.lru_cache(maxsize=1)
@@ -60,12 +58,22 @@ def read(step: pathlib.Path) -> dict[str, Tensor]:
     return array
 
   found: dict[str, Tensor] = {}
-  for keys, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
-    names = tuple(str(key.key) for key in keys)
-    # Parameters were saved in flax's boxes, whose only field is "value".
-    name = "/".join(names[:-1] if names[-1] == "value" else names)
-    about = tuple(leaf.shape), np.dtype(leaf.dtype)
-    found[name] = Tensor(*about, functools.partial(restore, names, *about))
+  handler = ocp.PyTreeCheckpointHandler()
+  try:
+    # Its annotation is a path of etils, but it takes any path.
+    there: Any = path.absolute()
+    params = handler.metadata(there).tree["params"]
+    for keys, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
+      names = tuple(str(key.key) for key in keys)
+      # Parameters were saved in flax's boxes, whose only field is "value".
+      name = "/".join(names[:-1] if names[-1] == "value" else names)
+      about = tuple(leaf.shape), np.dtype(leaf.dtype)
+      found[name] = Tensor(*about, functools.partial(restore, names, *about))
+  except _METADATA_ERRORS as error:
+    raise errors.DamagedError(
+      f"{path} is no Orbax checkpoint with params "
+      f"({type(error).__name__}: {str(error)[:200]}); fetch or make it again."
+    ) from None
   return found
 
 

@@ -150,7 +150,7 @@ def read_tower(
 
   Args:
     path: the directory with the config and the weights.
-    reading: of the model.
+    reading: the checkpoint that is read.
     pooling: one of `models.bert.POOLINGS`.
     normalize: whether the pooled vector is normalised to unit length.
     context_length: the most tokens; None for all positions.

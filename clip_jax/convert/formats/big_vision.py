@@ -64,7 +64,7 @@ def read_tensors(
 
   Args:
     tensors: the arrays by name.
-    reading: of the model.
+    reading: the checkpoint that is read.
     weights: the files with the arrays, for their digests.
 
   Raises:
@@ -140,7 +140,7 @@ def _square(tensors, layout, reading):
       f"--old-grid is for {key} of the shape [1, positions, width]; it has "
       f"{list(old.shape)}."
     )
-  patch, cells = Sizes(tensors, "The source")(
+  patch, cells = Sizes(tensors, reading.name)(
     f"patch {prefix}embedding/kernel 0 of 4\ncells {key} 1 of 3"
   ).values()
   # As many, but for a class token's.
@@ -191,7 +191,6 @@ def options_to_read(spec: dict[str, Any]) -> portable.Options:
 def to_tensors(model: portable.Portable) -> dict[str, Tensor]:
   """Returns the model's arrays under big_vision's names."""
   spec = model.spec
-  kept = model.extras if model.source.get("format") == NAME else {}
   layout = model.dialect(NAME)
   if not layout:
     layout = names_lib.MODERN
@@ -203,7 +202,7 @@ def to_tensors(model: portable.Portable) -> dict[str, Tensor]:
     model.report.warnings += _unsaid(spec)
   return {
     **engine.to_theirs(names_lib.NAMES.entries(spec, layout), model.leaves),
-    **kept,
+    **model.extras_of(NAME),
   }
 
 

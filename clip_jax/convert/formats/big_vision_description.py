@@ -137,9 +137,9 @@ def describe(
   Args:
     tensors: the checkpoint's arrays by name.
     layout: the layout of their names.
-    reading: of the model; its options have the activation, if it is not the
-      usual one, and the pooling and the tokenizer of a text tower that is not
-      SigLIP's.
+    reading: the checkpoint that is read; its options have the activation, if
+      it is not the usual one, and the pooling and the tokenizer of a text tower
+      that is not SigLIP's.
 
   Raises:
     UserError: the model is not supported, or an array misses an axis.

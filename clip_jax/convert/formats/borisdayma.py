@@ -241,7 +241,7 @@ def describe(
     config: the content of config.json.
     tensors: the parameters by name; projections may be missing.
     files: the tokenizer's files, as of `tokenizer_files.carry`.
-    reading: of the model.
+    reading: the checkpoint that is read.
     where: the config's name in messages.
 
   Raises:

@@ -123,7 +123,6 @@ def read(path: pathlib.Path, options: portable.Options) -> portable.Portable:
     config.family.entries(spec, variables),
     tensors,
     spec,
-    name=str(path),
     configs=[path / CONFIG],
     weights=weights.files(file),
     ignored=IGNORED + (_AFTER_TOWER if config.tower else ()),
@@ -151,15 +150,21 @@ def _config_directory(file, reading) -> pathlib.Path:
       f"config.{hint}",
       flags=f"--config {CONFIG}",
     )
-  config = pathlib.Path(os.path.expanduser(given))
-  directory = config if config.is_dir() else config.parent
-  if not (directory / CONFIG).is_file():
+  directory = config_directory(given)
+  # Path.is_file raises on names that are long.
+  if not os.path.isfile(directory / CONFIG):
     raise errors.UserError(
       f"--config {given}: weights under HuggingFace's names take a "
       f"{CONFIG}, with its tokenizer beside it."
     )
   reading.report.infer("config", str(directory / CONFIG), "flag")
   return directory
+
+
+def config_directory(given: str) -> pathlib.Path:
+  """Returns the directory of a config that the user gives, or itself."""
+  path = pathlib.Path(os.path.expanduser(given))
+  return path.parent if path.name == CONFIG else path
 
 
 def model_type(directory: pathlib.Path) -> str | None:
@@ -173,7 +178,7 @@ def read_config(directory: pathlib.Path, reading: SourceReading) -> ReadConfig:
 
   Args:
     directory: the directory with the file.
-    reading: of the model; its options may have the activation.
+    reading: the checkpoint that is read; its options may have the activation.
 
   Raises:
     UserError: it is of an unknown model, or damaged.
@@ -266,8 +271,7 @@ def write(model: portable.Portable, destination: pathlib.Path) -> None:
   if dialect.get("naflex"):
     family = huggingface_siglip.SIGLIP2
   tensors = engine.to_theirs(family.entries(spec), model.leaves)
-  if model.source.get("format") == NAME:
-    tensors |= _fitting(model.extras, spec)
+  tensors |= _fitting(model.extras_of(NAME), spec)
   config = {**family.config(spec), "dtype": _dtype(tensors).name}
   warnings = model.report.warnings
   if (source := dialect.get("weights", "")).startswith(weights.TORCH):
@@ -307,8 +311,9 @@ def _fitting(extras, spec) -> dict[str, Any]:
 
 def _dtype(tensors) -> np.dtype:
   """Returns the dtype for the config, which holds every parameter exactly."""
-  kinds = {x.dtype for k, x in tensors.items() if "position_ids" not in k}
-  return kinds.pop() if len(kinds) == 1 else np.dtype(np.float32)
+  return engine.common_dtype(
+    x.dtype for name, x in tensors.items() if "position_ids" not in name
+  )
 
 
 FORMAT = Format(

@@ -11,6 +11,8 @@ It holds all that a model needs, so that loading needs no network:
 
 import dataclasses
 import pathlib
+import types
+import typing
 from typing import Any
 
 import numpy as np
@@ -20,7 +22,7 @@ from clip_jax.convert import config_file, engine, portable
 from clip_jax.convert import report as report_lib
 from clip_jax.convert.engine import family
 from clip_jax.convert.engine.format import Format
-from clip_jax.convert.files import safetensors_file
+from clip_jax.convert.files import datafile, safetensors_file
 from clip_jax.convert.tensor import Tensor
 from clip_jax.models import paths, variants
 from clip_jax.tokenizer import tokenizer_file as tokenizer_files
@@ -36,6 +38,13 @@ _FIELDS = {
   "version": int,
   **dict.fromkeys(("spec", "source", "layer_dtypes", "files"), dict),
 }
+# The parts of "source" that writers read, if they are there.
+_SOURCE = {
+  "format": str,
+  **dict.fromkeys(("dialect", "files", "resized"), dict),
+}
+# The types of JSON that do for those of a tower's fields; a tuple is a list.
+_JSON = {bool: int, int: int, float: (int, float), str: str}
 # A field that older descriptions lack, and that follows from the others.
 _DERIVED = {"probabilities"}
 # Fields that older descriptions lack, with their value, by the tower's kind.
@@ -92,19 +101,26 @@ def _damaged(what: str) -> errors.DamagedError:
 
 
 def _read_description(path: pathlib.Path) -> dict[str, Any]:
-  described = json_text.read(path)
+  with datafile.checked(path, "a JSON file"):
+    described = json_text.read(path)
   if (version := described.get("version")) not in _READ:
     raise errors.UserError(
       f"{path} is of version {version}; this clip_jax reads 1 to {VERSION}. "
       "Install the clip_jax that wrote it, or convert the model again."
     )
-  for field, kind in _FIELDS.items():
-    if not isinstance(described.get(field), kind):
-      raise _damaged(
-        f"{path}: {field} must be of the type {kind.__name__}, got "
-        f"{described.get(field)!r:.60}"
-      )
+  _check_types(described, _FIELDS, str(path))
+  given = {x: kind for x, kind in _SOURCE.items() if x in described["source"]}
+  _check_types(described["source"], given, f"{path}, source")
   return described
+
+
+def _check_types(values: dict[str, Any], kinds: dict, where: str) -> None:
+  for field, kind in kinds.items():
+    if not isinstance(values.get(field), kind):
+      raise _damaged(
+        f"{where}: {field} must be of the type {kind.__name__}, got "
+        f"{values.get(field)!r:.60}"
+      )
 
 
 def _check_digests(path: pathlib.Path, digests: dict[str, Any]) -> None:
@@ -150,6 +166,9 @@ def _check_complete(
       f"{path}: the description makes no model ({error!r:.200})"
     ) from None
   for part in parts:
+    for field, value in resolved[part].items():
+      if not _is_of_field(value, part, resolved[part]["kind"], field):
+        raise _damaged(f"{path}: {part}.{field} cannot be {value!r:.60}")
     known = _ADDED.get(spec[part]["kind"], {})
     spec = {**spec, part: {**known, **spec[part]}}
   for part in (None, *parts):
@@ -160,6 +179,18 @@ def _check_complete(
         "nothing about a converted model is a default. Convert it again."
       )
   return resolved, variants.execution(module)
+
+
+def _is_of_field(value: Any, part: str, kind: str, field: str) -> bool:
+  """Whether a value from JSON has the type of a tower's field."""
+  fields = dataclasses.fields(variants.TOWERS[part][kind])
+  hint = {x.name: x.type for x in fields}.get(field, str)  # The kind is text.
+  union = isinstance(hint, types.UnionType)
+  hints = typing.get_args(hint) if union else (hint,)
+  return any(
+    value is None if x is type(None) else isinstance(value, _JSON.get(x, list))
+    for x in hints
+  )
 
 
 def _leaves(tensors, spec, layer_dtypes, report, path):

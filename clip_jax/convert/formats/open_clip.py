@@ -10,7 +10,7 @@ import pathlib
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from clip_jax import errors, tokenizer
+from clip_jax import errors
 from clip_jax.convert import config_file, engine, portable, tokenizer_files
 from clip_jax.convert.engine import Entry
 from clip_jax.convert.engine.format import Format
@@ -162,9 +162,9 @@ def _tokenizer(
       )
     return {named: file.read()} if file else {}, source.spec["tokenizer"]
   if described.tokenizer_name is None:
-    ids = {"start_id": tokenizer.START_ID, "end_id": tokenizer.END_ID}
-    cleaning = {"cleaning": described.cleaning}
-    return {}, {"kind": "clip_bpe", **cleaning, "pad_id": 0, **ids}
+    own = tokenizer_files.CLIP
+    about = {"cleaning": described.cleaning, "pad_id": 0}
+    return {}, {"kind": own["kind"], **about, **own}
   carried = {
     directory: tokenizer_files.carry(directory)
     for directory in source.directories
@@ -242,7 +242,7 @@ def write(model: portable.Portable, destination: pathlib.Path) -> None:
   """Writes a directory that open_clip loads as `local-dir:`.
 
   Raises:
-    UserError: OpenCLIP has no such model.
+    UserError: OpenCLIP has no such model, or its tokenizer is missing.
   """
   found = _unchanged_source(model)
   if found is None:
@@ -251,6 +251,9 @@ def write(model: portable.Portable, destination: pathlib.Path) -> None:
     described = _describe_again(config, open_clip_named.BERTS.get)
     found = config, _layout(described, {}), {}
   config, layout, extras = found
+  if model.spec["tokenizer"]["kind"] != "clip_bpe":
+    # What the directory would lack, the source lacks.
+    tokenizer_files.describe(model.files, cleaning="none", where="The source")
   tensors = engine.to_theirs(entries(model.spec, layout), model.leaves)
   destination.mkdir(parents=True, exist_ok=True)
   tensors = {**tensors, **openai_names.running_counts(tensors), **extras}

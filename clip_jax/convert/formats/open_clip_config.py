@@ -58,7 +58,7 @@ def describe(
 
   Args:
     config: the content of the file.
-    reading: of the model.
+    reading: the checkpoint that is read.
     bert_config: returns the config of a HuggingFace model by its name.
     name: the file's name in messages.
 

@@ -78,7 +78,9 @@ _STAGES = dataclasses.replace(
   write=lambda ours: [*ours, 1, 1, 1, 1][:4],
   values=("four stages",),
 )
-_WHOLE_NUMBER = kinds.checked("a whole number", lambda x: type(x) is int)
+_LEVEL = kinds.checked(
+  "a whole level from 0 to 255", lambda x: type(x) is int and 0 <= x <= 255
+)
 _BIAS = kinds.or_null(kinds.NUMBER)
 _OBJECT = kinds.checked("a JSON object", lambda x: isinstance(x, dict))
 _INVERSE = kinds.one_of({False: True, True: False})
@@ -269,10 +271,10 @@ _FILTERS = kinds.choice("bicubic", "bilinear")
 _RESIZES = kinds.choice("shortest", "squash", "longest")
 _PREPROCESSING = (
   Field(f"{_PRE}.mean", "image_mean", kinds.MEANS),
-  Field(f"{_PRE}.std", "image_std", kinds.MEANS),
+  Field(f"{_PRE}.std", "image_std", kinds.DEVIATIONS),
   Field(f"{_PRE}.interpolation", "interpolation", _FILTERS),
   Field(f"{_PRE}.resize_mode", "resize", _RESIZES),
-  Field(f"{_PRE}.fill_color", "fill", _WHOLE_NUMBER),
+  Field(f"{_PRE}.fill_color", "fill", _LEVEL),
   only(f"{_PRE}.mode", "RGB"),
   Other(f"{_PRE}.size"),  # The image tower's size counts.
   *(Fixed(ours, value, free=True) for ours, value in ALWAYS.items()),

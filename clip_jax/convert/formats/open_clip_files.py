@@ -62,19 +62,26 @@ def is_config(data: dict[str, Any]) -> bool:
   return isinstance(model, dict) and all(key in model for key in _TOWERS)
 
 
-def find_config(directory: pathlib.Path) -> pathlib.Path | None:
-  """Returns the only config in a directory, by its name or its content."""
+def find_configs(directory: pathlib.Path) -> list[pathlib.Path]:
+  """Returns the config by its usual name, or else all by their content."""
   if (directory / CONFIG).is_file():
-    return directory / CONFIG
-  if not directory.is_dir():
-    return None
-  found = [
+    return [directory / CONFIG]
+  return [
     path
     for path in sorted(directory.glob("*.json"))
     if path.is_file()
     and path.stat().st_size <= _MAX_CONFIG_BYTES
     and is_config(config_file.peek(path))
   ]
+
+
+def find_config(directory: pathlib.Path) -> pathlib.Path | None:
+  """Returns the only config in a directory, None if there is none.
+
+  Raises:
+    UserError: there are several.
+  """
+  found = find_configs(directory)
   if len(found) > 1:
     raise errors.UserError(
       f"{directory} has several configs of OpenCLIP: "
@@ -112,9 +119,10 @@ def find(path: pathlib.Path, reading: SourceReading) -> Files:
       "open_clip) or --config NAME (such as ViT-B-16-SigLIP)",
     )
   file = pathlib.Path(os.path.expanduser(given))
-  if file.is_dir():
+  # Path.is_dir raises on names that are long.
+  if os.path.isdir(file):
     file = find_config(file) or file / CONFIG
-  if file.is_file():
+  if os.path.isfile(file):
     report.infer("config", str(file), "flag")
     beside = (file.parent, path.parent)
     return Files(read_config(file), str(file), path, (file,), beside)

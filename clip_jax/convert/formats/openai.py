@@ -36,6 +36,7 @@ from clip_jax.models import resnet, variants
 
 NAME = "openai"
 _QUICK_GELU = 1.702
+_MAX_STAGES = 12  # Of a ResNet: each halves the image; its releases have 4.
 IGNORED = (
   r"^(input_resolution|context_length|vocab_size)$",
   r"(^|\.)num_batches_tracked$",
@@ -123,7 +124,7 @@ def _activation(path, archive, reading) -> str:
   given, report = reading.options.activation, reading.report
   quick = archive.torchscript and any(
     math.prod(value.shape) == 1
-    and math.isclose(float(value.read()), _QUICK_GELU, rel_tol=1e-3)
+    and math.isclose(value.read().item(), _QUICK_GELU, rel_tol=1e-3)
     for value in archive.constants.values()
   )
   if given:
@@ -135,7 +136,7 @@ def _activation(path, archive, reading) -> str:
     return report.infer("activation", given, "flag")
   if quick:
     return report.infer("activation", "quick_gelu", "archive")
-  if open_clip_files.find_config(path.parent):
+  if len(open_clip_files.find_configs(path.parent)) == 1:
     raise errors.AmbiguousError(
       f"{path} does not say which activation its towers have, and its "
       f"directory, {path.parent}, has OpenCLIP's config: give that."
@@ -153,10 +154,10 @@ def _cross_check(archive, spec, path) -> None:
   for name, want in _scalars(spec).items():
     if name in archive.tensors:
       got = np.ravel(archive.tensors[name].read())
-      if got.size != 1 or int(got[0]) != want:
+      if got.size != 1 or got[0] != want:
         raise errors.DamagedError(
-          f"{path} says {name}={got.tolist()}, but its tensors have {want}; "
-          "download it again."
+          f"{path} says {name}={got.tolist()!r:.100}, but its tensors have "
+          f"{want}; download it again."
         )
 
 
@@ -176,7 +177,7 @@ def describe(
 
   Args:
     tensors: tensors by name.
-    reading: of the model.
+    reading: the checkpoint that is read.
     activation: activation of both towers.
 
   Raises:
@@ -190,6 +191,11 @@ def describe(
   if kind == "vit":
     image["image_size"] = image["patch_size"] * side
   else:
+    if image["depths"] > _MAX_STAGES:
+      raise errors.UserError(
+        f"{reading.name} has {image['depths']} stages of a ResNet, more than "
+        f"{_MAX_STAGES}; fetch or make it again."
+      )
     stages = range(1, image["depths"] + 1)
     image["depths"] = [sizes.count(f"visual.layer{n}.{{i}}.") for n in stages]
     # The stem and each stage but the first halve, the stem twice.
@@ -292,10 +298,11 @@ def state_dict(model: portable.Portable) -> dict[str, Tensor]:
   """Returns the tensors under OpenAI's names, with batch norms' counts."""
   entries = openai_names.NAMES.entries(model.spec)
   tensors = engine.to_theirs(entries, model.leaves)
-  kept = dict(model.extras) if model.source.get("format") == NAME else {}
+  kept = dict(model.extras_of(NAME))
   for key, value in _scalars(model.spec).items():
     if key in kept:  # The model may have been resized since.
-      array = np.full(kept[key].shape, value, kept[key].dtype)
+      dtype = np.promote_types(kept[key].dtype, np.min_scalar_type(value))
+      array = np.full(kept[key].shape, value, dtype)
       kept[key] = Tensor.from_array(array)
   return {**tensors, **openai_names.running_counts(tensors), **kept}
 

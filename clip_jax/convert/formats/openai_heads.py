@@ -20,7 +20,8 @@ def find(
   Args:
     image: the image tower's sizes.
     text: the text tower's sizes.
-    reading: of the model; numbers in its options override others.
+    reading: the checkpoint that is read; numbers in its options override
+      others.
 
   Raises:
     AmbiguousError: the sizes are not OpenAI's, and no option says the heads.

@@ -2,10 +2,11 @@
 
 import pathlib
 
-from clip_jax import errors, json_text
+from clip_jax import errors, json_text, regular_files
 from clip_jax.convert import config_file, portable
 from clip_jax.convert.engine import kinds
 from clip_jax.convert.engine.format import Format
+from clip_jax.convert.files import datafile
 from clip_jax.convert.formats import bert, huggingface
 from clip_jax.convert.source_reading import SourceReading
 
@@ -84,16 +85,17 @@ def model_directory(path: pathlib.Path) -> pathlib.Path:
 
 def _modules(path: pathlib.Path) -> tuple[list[str], list[pathlib.Path]]:
   """Returns the types of the modules, and their directories."""
-  listed = json_text.read(path / MODULES, kind=list)
+  with datafile.checked(path / MODULES, "a JSON file"):
+    listed = json_text.read(path / MODULES, kind=list)
   if not all(isinstance(module, dict) for module in listed):
     raise errors.DamagedError(
       f"{path / MODULES} must hold a list of objects; fetch or make it again."
     )
   modules = [str(module.get("type", "")).split(".")[-1] for module in listed]
   names = [module.get("path") for module in listed]
-  # A name that leads elsewhere.
-  if any(
-    not isinstance(name, str) or name == ".." or set(name) & set("/\\:\0")
+  if not all(
+    isinstance(name, str)
+    and (name in ("", ".") or regular_files.is_plain_name(name))
     for name in names
   ):
     raise errors.DamagedError(

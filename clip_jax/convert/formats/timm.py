@@ -161,7 +161,8 @@ def describe(
   Args:
     config: the content of timm's config.json.
     path: path of the config.
-    reading: of the model; its options may have another activation.
+    reading: the checkpoint that is read; its options may have another
+      activation.
 
   Raises:
     UserError: it does not describe a model, or one that is not supported.

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import pathlib
 import shutil
 import tempfile
@@ -14,7 +13,11 @@ import numpy as np
 from clip_jax import errors
 from clip_jax.convert import portable, tokenizer_files
 from clip_jax.convert.files import safetensors_file
-from clip_jax.convert.formats import huggingface_weights, sentence_transformers
+from clip_jax.convert.formats import (
+  huggingface,
+  huggingface_weights,
+  sentence_transformers,
+)
 from clip_jax.convert.verify.oracle import (
   Checkpoint,
   MissingError,
@@ -47,8 +50,7 @@ def load(source: Checkpoint) -> Oracle:
   if source.path.is_dir():
     return _load(source)
   assert source.options.config, "a bare file was read with it"
-  config = pathlib.Path(os.path.expanduser(source.options.config))
-  config = config if config.is_dir() else config.parent
+  config = huggingface.config_directory(source.options.config)
   with tempfile.TemporaryDirectory() as directory:
     usual = pathlib.Path(directory)
     for name in (*_CONFIGS, *tokenizer_files.NAMES):
