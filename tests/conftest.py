@@ -27,6 +27,8 @@ os.environ["XLA_FLAGS"] = (
   "--xla_force_host_platform_device_count=8 "
   + os.environ["CLIP_JAX_TEST_XLA_FLAGS"]
 )
+# Programs need not tell where in the code an operation stands: it takes time.
+os.environ["JAX_TRACEBACK_IN_LOCATIONS_LIMIT"] = "0"
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 # Many tests, their workers and their subprocesses compile the same programs:

@@ -44,6 +44,7 @@ def _described(tree):
   return jax.tree.map(lambda x: (x.shape, x.dtype), tree)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_an_update_of_every_config_can_be_traced(path):
   config = config_lib.load(path, ["data.train=builtin:digits/train"])

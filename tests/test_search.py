@@ -267,6 +267,7 @@ def test_a_build_that_fails_at_its_end_keeps_the_old_index(
     assert len(list(tmp_path.iterdir())) == 3
 
 
+@pytest.mark.slow
 def test_a_build_killed_at_any_write_leaves_the_old_index_or_the_new(tmp_path):
   make_index(tmp_path / "index", units(8, 5), version_of="old")
   script = textwrap.dedent(

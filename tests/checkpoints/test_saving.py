@@ -113,7 +113,17 @@ def _flip_bit(path: pathlib.Path, bit: int):
 
 @pytest.mark.parametrize(
   ("saved_on", "read_on"),
-  [((1, 1), (1, 1)), ((2, 4), (2, 1)), ((1, 1), (1, 8)), ((8, 1), (2, 2))],
+  [
+    ((2, 4), (2, 1)),
+    *(
+      pytest.param(*pair, marks=pytest.mark.slow)
+      for pair in (
+        ((1, 1), (1, 1)),
+        ((1, 1), (1, 8)),
+        ((8, 1), (2, 2)),
+      )
+    ),
+  ],
 )
 def test_a_state_comes_back_on_any_mesh(tmp_path, saved_on, read_on):
   states = _save(tmp_path / "run", [4], saved_on)
@@ -137,7 +147,9 @@ def test_nothing_saved_restores_nothing(tmp_path):
 
 
 @pytest.mark.parametrize("item", [items.VARIABLES, items.PROGRESS])
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(
+  "seed", [0, *(pytest.param(i, marks=pytest.mark.slow) for i in (1, 2))]
+)
 def test_one_damaged_bit_is_reported_and_the_step_before_is_used(
   tmp_path, caplog, seed, item
 ):

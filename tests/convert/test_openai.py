@@ -451,7 +451,17 @@ NINE = (
 )
 
 
-@pytest.mark.parametrize("name", NINE)
+@pytest.mark.parametrize(
+  "name",
+  [
+    *("RN50", "ViT-B-32"),
+    *(
+      pytest.param(name, marks=pytest.mark.slow)
+      for name in NINE
+      if name not in ("RN50", "ViT-B-32")
+    ),
+  ],
+)
 def test_full_sizes_have_a_place_for_every_tensor(name):
   spec = engine.resolve(variants.VARIANTS[name])
   assert not openai.refusals(spec)

@@ -167,6 +167,7 @@ class _Slow:
     return self._source[slot]
 
 
+@pytest.mark.slow
 def test_a_loader_that_is_slower_than_the_step_is_told():
   config = config_lib.load(TINY, [])
   setup = learning.prepare(config)

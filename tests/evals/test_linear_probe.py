@@ -34,7 +34,10 @@ def objective(kernel, bias, features, labels, penalty):
   return loss / len(labels), gradient / len(labels), errors_.mean(axis=0)
 
 
-@pytest.mark.parametrize("penalty", [1e4, 10.0, 0.1, 1e-3])
+@pytest.mark.parametrize(
+  "penalty",
+  [10.0, *(pytest.param(x, marks=pytest.mark.slow) for x in (1e4, 0.1, 1e-3))],
+)
 def test_a_fit_is_the_minimum_that_scipy_finds_in_float64(penalty):
   width, classes = 7, 3
   features, labels = blobs(90, width, classes)

@@ -194,6 +194,7 @@ def test_caption_losses_equal_a_loop_over_tokens(make_variables, first):
   np.testing.assert_allclose(got, want / counts, rtol=TOLERANCE)
 
 
+@pytest.mark.slow
 def test_caption_gradients_equal_finite_differences(make_variables):
   module = _captioner()
   variables = make_variables(

@@ -39,9 +39,17 @@ def value_and_grads(encoder, variables, x):
 
 @pytest.mark.parametrize(
   "fields",
-  [{"scan": False}, {"unroll": 2}, {"unroll": 3}]
-  + [{"remat": name} for name in sorted(encoder_lib.REMAT_POLICIES)]
-  + [{"remat": "full", "scan": False}],
+  [
+    {"unroll": 2},
+    {"remat": "full", "scan": False},
+    *(
+      pytest.param(fields, marks=pytest.mark.slow)
+      for fields in (
+        *({"scan": False}, {"unroll": 3}),
+        *({"remat": name} for name in sorted(encoder_lib.REMAT_POLICIES)),
+      )
+    ),
+  ],
 )
 def test_how_layers_run_changes_neither_values_nor_gradients(
   fields, make_variables
@@ -66,10 +74,15 @@ def test_how_layers_run_changes_neither_values_nor_gradients(
   ("fields", "at"),
   [
     ({"causal": True, "unroll": 2}, [[1, 4, 0], [3, 3, 2]]),
-    ({"causal": True, "remat": "full"}, [[3], [1]]),
-    ({"post_norm": True, "remat": "none"}, [[1, 4, 0], [3, 3, 2]]),
     ({"scan": False}, [[0], [0]]),
-    ({"depth": 1}, [[0], [2]]),
+    *(
+      pytest.param(*case, marks=pytest.mark.slow)
+      for case in (
+        ({"causal": True, "remat": "full"}, [[3], [1]]),
+        ({"post_norm": True, "remat": "none"}, [[1, 4, 0], [3, 3, 2]]),
+        ({"depth": 1}, [[0], [2]]),
+      )
+    ),
   ],
 )
 def test_positions_that_are_read_alone_are_those_of_the_whole_output(

@@ -173,19 +173,15 @@ def test_float64_features_statistics_and_gradients_match_torch(
 LOCKED_IN_ALL = tuple(f"stage_1_block_{j}/conv_2/norm" for j in range(1, 7))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ("remat", "train", "locked_norms"),
   [
     ("nested", True, ()),
-    *(
-      pytest.param(*case, marks=pytest.mark.slow)
-      for case in (
-        ("none", True, ()),
-        ("none", False, ()),
-        ("full", True, LOCKED_IN_ALL),
-        ("full", True, ("stage_1_block_3/conv_2/norm",)),
-      )
-    ),
+    ("none", True, ()),
+    ("none", False, ()),
+    ("full", True, LOCKED_IN_ALL),
+    ("full", True, ("stage_1_block_3/conv_2/norm",)),
   ],
 )
 def test_blocks_in_a_loop_compute_the_same(

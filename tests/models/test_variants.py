@@ -173,6 +173,7 @@ def test_values_that_contradict_each_other_are_refused(overrides, message):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["tiny-rn", "tiny-vit", "tiny-cbow"])
 def test_tiny_models_train_on_bytes_end_to_end(name, make_variables):
   model = variants.create_model(name)

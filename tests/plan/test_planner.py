@@ -55,6 +55,7 @@ def plan(plan_and_text):
   return plan_and_text[0]
 
 
+@pytest.mark.slow
 def test_compiled_flops_are_the_analytic_ones(plan):
   # The towers are so small that the first layer, which needs no gradient of
   # its input, and rematerialisation show.

@@ -109,6 +109,7 @@ def test_the_average_is_that_of_the_parameters_on_fsdp_and_is_kept(tmp_path):
   jax.tree.map(np.testing.assert_array_equal, variables, saved.ema)
 
 
+@pytest.mark.slow
 def test_an_update_that_is_not_finite_changes_nothing():
   model, tx, _ = _parts()
   mesh = sharding.make_mesh(devices=jax.devices()[:1])

@@ -69,6 +69,7 @@ def on_disk(tmp_path_factory):
   return root
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["gs", "s3"])
 def test_a_run_on_a_bucket_is_that_on_disk(
   scheme, on_disk, tmp_path, monkeypatch

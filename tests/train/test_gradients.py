@@ -100,9 +100,8 @@ def _distance(got, wanted):
   )
 
 
-@pytest.mark.parametrize(
-  "kind", ["softmax", pytest.param("sigmoid", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["softmax", "sigmoid"])
 def test_micro_batches_equal_one_big_batch_in_float64(kind):
   with jax.enable_x64(True):
     loss, change = _updated((1, 1), "float64", kind, 1)

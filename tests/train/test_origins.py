@@ -272,6 +272,7 @@ def test_what_lacks_the_tower_is_not_asked_what_it_means(room, tmp_path, part):
   assert not isinstance(caught.value, errors.AmbiguousError)
 
 
+@pytest.mark.slow
 def test_a_whole_model_begins_where_another_run_ended(room, locked, tmp_path):
   fields = {"init.image": "", "init.text": "", "init.model": str(locked)}
   fields |= {"steps": 1, "optim.peak_lr": 1e-12, "optim.frozen": ""}

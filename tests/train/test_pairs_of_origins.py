@@ -48,7 +48,13 @@ def _config(image, text):
   return config_lib.check(config)
 
 
-@pytest.mark.parametrize("image, text", PAIRS)
+@pytest.mark.parametrize(
+  "image, text",
+  [
+    *PAIRS[:3],
+    *(pytest.param(*pair, marks=pytest.mark.slow) for pair in PAIRS[3:]),
+  ],
+)
 def test_every_array_and_the_tokenizer_of_both_towers_have_their_place(
   models, tmp_path, image, text
 ):

@@ -178,6 +178,7 @@ def test_many_kills_leave_no_trace(tmp_path):
   _assert_same_run(workdir, tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_sigterm_saves_the_step_and_the_run_ends_the_same(
   tmp_path, uninterrupted
 ):
