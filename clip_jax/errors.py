@@ -120,11 +120,14 @@ def plain(name: str) -> str:
 def beside(path: str | os.PathLike) -> str:
   """Returns the sentence that names what lies where `path` does not exist.
 
-  It begins with a space; it is "" where no name there is like the path's.
+  It begins with a space; it is "" where no name there is like the path's. Of a
+  link that leads nowhere it says so.
   """
   path = pathlib.Path(os.path.expanduser(path))
   if os.path.exists(path):
     return ""
+  if os.path.islink(path):
+    return f" It is a link to {os.readlink(path)!r}, which is not there."
   try:
     with os.scandir(path.parent) as entries:
       there = [x.name for x in itertools.islice(entries, _MOST_LOOKED_AT)]

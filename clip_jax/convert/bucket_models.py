@@ -38,7 +38,7 @@ def read(
     steps = {
       int(parts[1])
       for parts in (name.split("/") for name in names)
-      if parts[0] == workdir.DIRECTORY and parts[1].isdecimal()
+      if parts[0] == workdir.DIRECTORY and parts[1:2] and parts[1].isdecimal()
     }
     if workdir.CONFIG not in names or not steps:
       return [x for x in names if _fits(x)]
@@ -63,6 +63,6 @@ def _fits(name: str) -> bool:
 def _is_of_model(parts: list[str], step: str) -> bool:
   """Whether a file of a workdir is needed to use a checkpoint's model."""
   if parts[0] == workdir.DIRECTORY:
-    return parts[1] == step and items.PROGRESS not in parts[2:3]
+    return parts[1:2] == [step] and items.PROGRESS not in parts[2:3]
   about = ([workdir.CONFIG], [_METRICS], [workdir.TOKENIZER, parts[-1]])
   return parts in about

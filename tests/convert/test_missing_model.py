@@ -120,3 +120,13 @@ def test_each_verb_advises_flags_that_it_knows(tmp_path, capsys):
     error = capsys.readouterr().err
     assert "--activation quick_gelu or --activation gelu" in error
     assert ("to `clip-jax convert`" in error) != here
+
+
+def test_a_link_that_leads_nowhere_is_told(tmp_path):
+  (tmp_path / "model").symlink_to("gone/model")
+  (tmp_path / "circle").symlink_to("circle")
+  for name, target in (("model", "gone/model"), ("circle", "circle")):
+    with pytest.raises(errors.UserError) as raised:
+      convert.open_model(str(tmp_path / name))
+    told = f"It is a link to '{target}', which is not there."
+    assert told in str(raised.value) and "Did you mean" not in str(raised.value)

@@ -33,6 +33,7 @@ def workdir(tmp_path_factory):
 @pytest.mark.parametrize("scheme", bucket_stand_in.SCHEMES)
 def test_models_and_indexes_live_in_a_bucket(scheme, store, workdir, tmp_path):
   store.upload("data-1", workdir.parent)
+  store.put("data-1", "run/checkpoints", b"")  # Of a folder.
   model, index = f"{scheme}://data-1/run", f"{scheme}://data-1/indexes/a"
   data = ("--data", "builtin:digits/test")
   there = call("eval", model, "--task", "zero_shot", *data)
