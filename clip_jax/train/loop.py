@@ -100,8 +100,19 @@ def train(
       )
     )
     workdir = place.path
-    run, origins = _claim(config, place, enter, allow_changes=allow_changes)
-    config, total_steps = run.program.config, run.total_steps
+    init, stored, origins = origins_lib.begin(
+      config.init, workdir, model=config.model
+    )
+    config = origins_lib.settle(config, stored, origins)
+    config = dataclasses.replace(config, init=init)
+    claim.check_config(workdir, config, allow_changes=allow_changes)
+    tokenizer = origins_lib.tokenizer_files(workdir, origins)
+    run = run_lib.make_run(config, tokenizer_files=tokenizer)
+    total_steps = run.total_steps
+    run.announce()  # Before the data: this raises if the model is impossible.
+    run.check_data()
+    # Nothing is written to the workdir before all of the run was checked.
+    _claim(run, place, enter, tokenizer, allow_changes=allow_changes)
     checkpoints = enter(
       saving.Checkpoints(
         workdir, keep=config.checkpoint.keep, is_shared=place.is_shared
@@ -178,37 +189,26 @@ def train(
 
 
 def _claim(
-  config: config_lib.Config,
+  run: run_lib.Run,
   place: mirrors.Workdir,
   enter: Callable[[contextlib.AbstractContextManager], Any],
+  tokenizer: dict[str, bytes],
   *,
   allow_changes: bool,
-) -> tuple[run_lib.Run, origins_lib.Origins]:
-  """Returns the run of `config` in a workdir that is then held by it.
-
-  The workdir is not written to before everything of the run was checked.
-  """
+) -> None:
+  """Takes a workdir for a run, and keeps there what it needs to go on."""
   workdir = place.path
-  init, stored, origins = origins_lib.begin(
-    config.init, workdir, model=config.model
-  )
-  config = origins_lib.settle(config, stored, origins)
-  config = dataclasses.replace(config, init=init)
-  claim.check_config(workdir, config, allow_changes=allow_changes)
-  tokenizer = origins_lib.tokenizer_files(workdir, origins)
-  run = run_lib.make_run(config, tokenizer_files=tokenizer)
-  total_steps = run.total_steps
-  run.announce()  # Before the data: this raises if the model is impossible.
-  run.check_data()
   enter(claim.hold(workdir))
   claim.claim(
-    workdir, config, total_steps=total_steps, allow_changes=allow_changes
+    workdir,
+    run.program.config,
+    total_steps=run.total_steps,
+    allow_changes=allow_changes,
   )
   place.claim()
   enter(claim.explain_interrupt(workdir))
   enter(claim.keep_compilations(workdir))
   workdir_lib.keep_tokenizer(workdir, tokenizer)
-  return run, origins
 
 
 def _due(step: int, every_steps: int) -> bool:
