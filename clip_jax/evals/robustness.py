@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from clip_jax import errors
 from clip_jax.evals import (
   corruptions,
   embedding_model,
@@ -79,6 +80,10 @@ def evaluate(
   # An image counts where it can be read in all forms.
   table = np.stack(all_right)  # (1 + kinds, records); -1 where it cannot.
   table = table[:, np.all(table >= 0, axis=0)].astype(bool)
+  if not table.shape[1]:
+    raise errors.UserError(
+      f"No image of {data} can be read in all of its corrupted forms."
+    )
   return {
     "task": TASK,
     "data": data,
