@@ -364,7 +364,8 @@ class Encoding:
         f"{self.path or 'The model'} was trained to predict captions "
         "(objective.kind='bow' or 'lm') and has no embedding space that images "
         "and texts share. `clip-jax eval --task zero_shot` measures it by its "
-        "own scores; for anything else give a model of a contrastive objective."
+        "own scores, and --task linear_probe or knn its image features; for "
+        "anything else give a model of a contrastive objective."
       )
 
   def needed_preprocess(self) -> preprocess_lib.Preprocess:

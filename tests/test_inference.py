@@ -155,6 +155,18 @@ def test_the_logit_scale_is_what_the_checkpoint_says(model):
   assert clip.logit_scale == pytest.approx(np.exp(7))
 
 
+@pytest.mark.parametrize("log_scale", [np.nan, np.inf, 1000.0])
+def test_probabilities_of_no_finite_scale_are_refused(model, log_scale):
+  module, variables = model
+  params = {**variables["params"], "log_scale": np.float32(log_scale)}
+  broken = loading.assemble(module, {**variables, "params": params}, spec=SPEC)
+  images = random_images(2)
+  with pytest.raises(errors.UserError, match=r"log_scale gives (nan|inf); its"):
+    broken.classify(images, labels=["cat", "dog"])
+  # Cosines do not depend on it.
+  assert np.isfinite(broken.similarity(images, ["cat"])).all()
+
+
 def test_a_label_set_is_embedded_once_and_only_the_latest_are_kept(
   clip, monkeypatch
 ):
