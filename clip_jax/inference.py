@@ -231,34 +231,15 @@ class Clip(encoding.Encoding):
 
   @functools.cached_property
   def logit_scale(self) -> float:
-    """The factor between cosine similarity and logit.
-
-    Raises:
-      UserError: it is not finite, or the model compares no embeddings.
-    """
+    """The factor between cosine similarity and logit."""
     self.check_embeds()
-    return self._finite("log_scale", np.exp)
+    return float(np.exp(np.asarray(self.variables["params"]["log_scale"])))
 
   @functools.cached_property
   def logit_bias(self) -> float | None:
-    """The bias added to scaled similarities; None if the model has none.
-
-    Raises:
-      UserError: it is not finite.
-    """
-    known = "logit_bias" in self.variables["params"]
-    return self._finite("logit_bias", np.positive) if known else None
-
-  def _finite(self, name: str, function: np.ufunc) -> float:
-    """Returns a function of a parameter that is one number."""
-    with np.errstate(over="ignore"):
-      value = float(function(np.asarray(self.variables["params"][name])))
-    if not np.isfinite(value):
-      raise errors.UserError(
-        f"The model's {name} gives {value}; its parameters are damaged or its "
-        "training diverged. Use an earlier checkpoint."
-      )
-    return value
+    """The bias added to scaled similarities; None if the model has none."""
+    bias = self.variables["params"].get("logit_bias")
+    return None if bias is None else float(np.asarray(bias))
 
   @property
   def probabilities(self) -> str:

@@ -10,6 +10,7 @@ from clip_jax.evals import (
   corruptions,
   embedding_model,
   metrics,
+  multi_label,
   tasks,
   zero_shot,
 )
@@ -109,6 +110,11 @@ def _measure(source, model, classes, bad, reading):
 
   def embedded(batches):
     for batch in batches:
+      if multi_label.has_several(batch):
+        raise errors.UserError(
+          "The data have several labels an image; robustness is measured by "
+          "the accuracy, which needs one."
+        )
       embeds, labels = model.embed_images(batch["image"]), batch["label"]
       yield embeds, labels
       right[batch["record"]] = zero_shot.guess(embeds, classes) == labels

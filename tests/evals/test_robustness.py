@@ -1,5 +1,7 @@
 """Corruptions, intervals and baselines beside slow ways to compute them."""
 
+import collections
+import dataclasses
 import io
 import math
 
@@ -8,6 +10,7 @@ import pytest
 from PIL import Image
 
 import colours
+import memory_source
 from clip_jax import errors, preprocess
 from clip_jax.data import sources
 from clip_jax.evals import corruptions, reading, robustness, shifts
@@ -268,3 +271,16 @@ def test_jpeg_is_pillows():
   want = np.asarray(Image.open(file))
   got = np.asarray(corrupt(picture(), "jpeg", 3))
   np.testing.assert_array_equal(got, want)
+
+
+def test_images_of_several_labels_have_no_accuracy(data):
+  source = sources.open_source(data)
+  records = [
+    dataclasses.replace(source[i], label=None, labels=(0, 2)) for i in (0, 1)
+  ]
+  several = memory_source.MemorySource(records)
+  bad = collections.Counter()
+  with pytest.raises(errors.UserError, match="several labels an image"):
+    robustness._measure(
+      several, colours.functions(), np.eye(3), bad, reading.DEFAULT
+    )
