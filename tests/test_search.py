@@ -83,6 +83,10 @@ def test_many_queries_are_answered_as_each_by_itself(tmp_path):
       hit.key for hit in hits
     ]
   assert index.search_many(queries[:0], k=5) == []
+  assert index.key(299) == "k299"
+  for position in (-1, 300):
+    with pytest.raises(IndexError, match="not from 0 to 299"):
+      index.key(position)
   rows, scores = search.nearest(embeds, queries[:0], k=5)
   assert rows.shape == scores.shape == (0, 5)
 

@@ -211,7 +211,13 @@ class Index:
     ]
 
   def key(self, index: int) -> str:
-    """Returns the key of the record at a position, from 0."""
+    """Returns the key of the record at a position, from 0.
+
+    Raises:
+      IndexError: there is none.
+    """
+    if not 0 <= index < len(self):
+      raise IndexError(f"{index} is not from 0 to {len(self) - 1}.")
     return self._entries([index])[index].key
 
   def _entries(self, rows: Iterable[int]) -> dict[int, entry_table.Entry]:
