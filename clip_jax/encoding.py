@@ -89,7 +89,7 @@ class Encoding:
     inputs_lib.check_progress(progress)
     images = inputs_lib.stacked(images)
     if inputs_lib.is_traced(images):
-      return self._traced("image", images)
+      return self._traced(images, "encode_image")
     images = preprocess_lib.each(images)
     total = len(images) if isinstance(images, list) else None
     rest, done = iter(images), 0
@@ -119,12 +119,12 @@ class Encoding:
     part and gets the embeddings of all.
     """
     self.check_embeds()
-    if inputs_lib.is_traced(images):
-      return self._traced("image", images)  # pyright: ignore
     return self._of_pixels(images, "encode_image")
 
-  def _of_pixels(self, images, method) -> np.ndarray:
+  def _of_pixels(self, images, method) -> Any:
     self.check_towers("image")
+    if inputs_lib.is_traced(images):
+      return self._traced(images, method)
     pixels = images.pixels if isinstance(images, embedder.Share) else images
     # Not of `preprocess`, in whose place may stand any function.
     inputs_lib.check_pixels(pixels, self.module.image.image_size)
@@ -199,7 +199,7 @@ class Encoding:
     inputs_lib.check_progress(progress)
     texts = inputs_lib.stacked(texts)
     if inputs_lib.is_traced(texts):
-      return self._traced("text", texts)
+      return self._traced(texts, "encode_text")
     tokens = self._tokens(texts, cuts)
     size = inputs_lib.batch_size(
       batch_size, _AT_ONCE if progress else len(tokens)
@@ -233,6 +233,10 @@ class Encoding:
     Raises:
       UserError: the model lacks the tower of an input, or an input is neither.
     """
+    inputs = inputs_lib.stacked(inputs)
+    if inputs_lib.is_traced(inputs):
+      embeds: Any = self.encode_image(inputs)
+      return embeds[0] if inputs.ndim == 3 else embeds
     several: list[Any] = list(preprocess_lib.each(inputs))
     if len(several) == 1 and several[0] is inputs:
       return self.encode(several, batch_size=batch_size)[0]
@@ -285,7 +289,7 @@ class Encoding:
     """Returns the tokens (n, length) of texts; tokens are only checked."""
     tower = self.module.text
     if inputs_lib.are_given(texts):
-      tokens = np.atleast_2d(np.asarray(texts))
+      tokens = inputs_lib.rows(np.asarray(texts))
       inputs_lib.check_length(tokens, tower)
     else:
       tokens = self.tokenize(texts, cuts=cuts)
@@ -293,19 +297,18 @@ class Encoding:
       inputs_lib.check_ids(tokens, tower)
     return tokens
 
-  def _traced(self, part: str, inputs: jax.Array) -> jax.Array:
-    """Returns unit embeddings (n, embed) of prepared inputs under a trace."""
-    if part == "text":
-      inputs = jnp.atleast_2d(inputs)
+  def _traced(self, inputs: jax.Array, method: str) -> jax.Array:
+    """Returns what a method of the module gives for prepared, traced inputs."""
+    if method == "encode_text":
+      inputs_lib.check_traced_tokens(inputs)
+      inputs = inputs_lib.rows(inputs)
       inputs_lib.check_length(inputs, self.module.text)
     else:
       self.check_towers("image")
       size = self.module.image.image_size
       inputs_lib.check_traced_images(inputs, size)
       inputs = inputs.reshape(-1, size, size, 3)
-    embeds: Any = self.module.apply(
-      self.variables, inputs, method=f"encode_{part}"
-    )
+    embeds: Any = self.module.apply(self.variables, inputs, method=method)
     return embeds.astype(jnp.float32)
 
   def similarity(
@@ -361,7 +364,8 @@ class Encoding:
         f"{self.path or 'The model'} was trained to predict captions "
         "(objective.kind='bow' or 'lm') and has no embedding space that images "
         "and texts share. `clip-jax eval --task zero_shot` measures it by its "
-        "own scores; for anything else give a model of a contrastive objective."
+        "own scores, and --task linear_probe or knn its image features; for "
+        "anything else give a model of a contrastive objective."
       )
 
   def needed_preprocess(self) -> preprocess_lib.Preprocess:

@@ -3,6 +3,7 @@
 import numbers
 import os
 import shlex
+import sys
 from typing import Any, TypeGuard
 
 import flax.linen as nn
@@ -65,6 +66,11 @@ def check_length(tokens: np.ndarray | jax.Array, tower: nn.Module) -> None:
       f"Tokens must be of shape (n, {wanted}), as clip.tokenize gives them; "
       f"got {tuple(tokens.shape)}."
     )
+
+
+def rows(tokens: Any) -> Any:
+  """Returns tokens as an array of rows; those of one text are one row."""
+  return tokens[None] if len(tokens.shape) == 1 else tokens
 
 
 def are_given(texts: Any) -> bool:
@@ -147,6 +153,15 @@ def check_traced_images(images: jax.Array, size: int) -> None:
     )
 
 
+def check_traced_tokens(tokens: jax.Array) -> None:
+  """Raises UserError unless traced texts are tokens."""
+  if not are_given(tokens):
+    raise errors.UserError(
+      "Texts that are traced must be tokens, whole numbers as clip.tokenize "
+      f"gives them; got {tokens.dtype} {tokens.shape}."
+    )
+
+
 def batch_size(given: int | None, default: int) -> int:
   """Returns the batch size `given`, or the default for None.
 
@@ -160,7 +175,7 @@ def batch_size(given: int | None, default: int) -> int:
     raise errors.UserError(
       f"batch_size={given!r} must be a whole number, at least 1."
     )
-  return int(given or max(default, 1))
+  return min(int(given or max(default, 1)), sys.maxsize)
 
 
 def check_progress(progress: Any) -> None:
@@ -178,7 +193,17 @@ def is_traced(inputs: Any) -> TypeGuard[jax.Array]:
 
 
 def stacked(inputs: Any) -> Any:
-  """Returns a list that holds traced arrays as one array."""
+  """Returns a list that holds traced arrays as one array.
+
+  Raises:
+    UserError: it holds something else, too.
+  """
   if isinstance(inputs, list | tuple) and any(map(is_traced, inputs)):
-    return jnp.stack([jnp.asarray(each) for each in inputs])
+    try:
+      return jnp.stack([jnp.asarray(each) for each in inputs])
+    except (TypeError, ValueError) as error:
+      raise errors.UserError(
+        "A list with arrays that are traced must hold arrays of one shape and "
+        f"nothing else ({errors.first_line(error)})."
+      ) from None
   return inputs

@@ -379,6 +379,10 @@ def test_functions_may_be_traced(clip):
   for function, given, want in (
     (clip.encode_image, images, clip.encode_image(images)),
     (clip.embed_images, images, clip.encode_image(images)),
+    (clip.image_features, images, clip.image_features(images)),
+    (clip.patch_embeddings, images, clip.patch_embeddings(images)),
+    (clip.encode, images, clip.encode(images)),
+    (clip.encode, images[0], clip.encode(images[0])),
     (clip.encode_text, tokens, clip.encode_text(texts)),
     (
       lambda x: clip.similarity(x, texts),
@@ -456,6 +460,26 @@ def test_gradients_go_through_to_images_and_to_variables(clip):
 def test_a_traced_image_that_is_not_prepared_is_refused(clip):
   with pytest.raises(clip_jax.UserError, match=r"\(n, 16, 16, 3\)"):
     jax.jit(clip.encode_image)(np.zeros((1, 20, 20, 3), np.uint8))
+  with pytest.raises(clip_jax.UserError, match=r"\(n, 16, 16, 3\)"):
+    jax.jit(clip.image_features)(np.zeros((1, 20, 20, 3), np.uint8))
+
+
+def test_what_cannot_be_traced_is_refused(clip):
+  length = clip.tokenizer.context_length
+  with pytest.raises(clip_jax.UserError, match=r"must be tokens, .* float32"):
+    jax.jit(clip.encode_text)(np.zeros((1, length), np.float32))
+  image = pixels(1)[0]
+  for others in (["photo.png"], [np.zeros((2, 2), np.uint8)]):
+    with pytest.raises(clip_jax.UserError, match="arrays of one shape"):
+      jax.jit(lambda x, others=others: clip.encode_image([x, *others]))(image)
+
+
+def test_one_token_is_no_text(clip):
+  for tokens in (np.int64(5), np.array(5)):
+    with pytest.raises(clip_jax.UserError, match=r"\(n, \d+\).*got \(\)"):
+      clip.encode_text(tokens)
+    with pytest.raises(clip_jax.UserError, match=r"got \(\)"):
+      jax.jit(clip.encode_text)(tokens)
 
 
 def test_sigmoid_models_tell_of_each_label_by_itself(siglip):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clip_jax import cli, loading, names
+from clip_jax import cli, loading, names, search
 from clip_jax.cli.commands import measures, training
 from clip_jax.convert.formats.table import FORMATS
 from clip_jax.evals import (
@@ -433,6 +433,18 @@ def test_search_takes_a_moved_model_but_no_other(
   (moved / index_files.META).write_text(json.dumps(later))
   error = fails("search", moved, "three", "--model", workdir)
   assert "no checkpoint of step 7" in error
+
+
+def test_a_record_without_a_caption_is_found(workdir, tmp_path, capsys):
+  clip = loading.load(workdir)
+  with search.Builder(
+    tmp_path / "index", model=str(workdir), fingerprint=clip.fingerprint
+  ) as builder:
+    builder.add(clip.encode_text("three"), [search.Entry("k", ())])
+  (found,) = call("search", tmp_path / "index", "three")["results"]
+  assert (found["key"], found["caption"], found["captions"]) == ("k", "", [])
+  cli.main(["search", str(tmp_path / "index"), "three"])
+  assert capsys.readouterr().out.splitlines()[2].split() == ["1.0000", "k"]
 
 
 def test_embed_leaves_another_directory_alone(workdir, fails):

@@ -1,8 +1,10 @@
 import dataclasses
+import io
 import json
 import multiprocessing
 import pathlib
 import threading
+import zlib
 
 import jax
 import numpy as np
@@ -151,6 +153,18 @@ def test_the_logit_scale_is_what_the_checkpoint_says(model):
   params = variables["params"] | {"log_scale": np.float32(7)}
   clip = loading.assemble(module, variables | {"params": params}, spec=SPEC)
   assert clip.logit_scale == pytest.approx(np.exp(7))
+
+
+@pytest.mark.parametrize("log_scale", [np.nan, np.inf])
+def test_probabilities_of_no_finite_scale_are_refused(model, log_scale):
+  module, variables = model
+  params = {**variables["params"], "log_scale": np.float32(log_scale)}
+  broken = loading.assemble(module, {**variables, "params": params}, spec=SPEC)
+  images = random_images(2)
+  with pytest.raises(errors.UserError, match=r"logit scale is (nan|inf); its"):
+    broken.classify(images, labels=["cat", "dog"])
+  # Cosines do not depend on it.
+  assert np.isfinite(broken.similarity(images, ["cat"])).all()
 
 
 def test_a_label_set_is_embedded_once_and_only_the_latest_are_kept(
@@ -324,6 +338,62 @@ def test_an_address_is_no_place_for_something_new(clip, tmp_path, monkeypatch):
 def test_a_batch_size_is_a_whole_number(clip, size):
   with pytest.raises(errors.UserError, match="must be a whole number"):
     clip.encode_text("a cat", batch_size=size)
+
+
+def test_a_batch_size_may_be_beyond_any_number_of_inputs(clip):
+  images = random_images(3)
+  want = clip.encode_image(images)
+  np.testing.assert_array_equal(
+    clip.encode_image(images, batch_size=2**70), want
+  )
+
+
+@pytest.mark.parametrize("most", [0, -1, True, "9", float("nan")])
+def test_the_most_pixels_are_a_number(clip, most):
+  with pytest.raises(errors.UserError, match=r"max_pixels=.* at least 1"):
+    clip.with_max_pixels(most)
+
+
+class _Failing(io.RawIOBase):
+  """A file whose reading fails, as that of a damaged archive does."""
+
+  def __init__(self, error):
+    self._error = error
+
+  def read(self, size=-1):
+    if self._error is None:
+      return None
+    raise self._error
+
+
+@pytest.mark.parametrize(
+  "error, said",
+  [
+    (EOFError("ended early"), "cannot be read: ended early"),
+    (OSError(5, "Input/output error"), "Input/output error"),
+    (zlib.error("Error -3"), "cannot be read: Error -3"),
+    (None, "no data is there yet"),
+  ],
+)
+def test_an_open_file_that_cannot_be_read_is_named(clip, error, said):
+  image = random_images(1)[0]
+  with pytest.raises(errors.UserError, match=said) as caught:
+    clip.encode_image([image, _Failing(error)])
+  assert str(caught.value).startswith("images[1]: ")
+
+
+def test_a_file_open_for_writing_and_a_released_view_are_refused(
+  clip, tmp_path
+):
+  with (
+    open(tmp_path / "new.png", "wb") as file,
+    pytest.raises(errors.UserError, match=r"new\.png: cannot be read"),
+  ):
+    clip.encode_image(file)
+  view = memoryview(encoded(random_images(1)[0]))
+  view.release()
+  with pytest.raises(errors.UserError, match=r"cannot be read: .* released"):
+    clip.encode_image(view)
 
 
 def test_labels_as_bytes_say_how_to_decode_them(clip):

@@ -82,6 +82,13 @@ def test_many_queries_are_answered_as_each_by_itself(tmp_path):
     assert [hit.key for hit in index.search(query, k=5)] == [
       hit.key for hit in hits
     ]
+  assert index.search_many(queries[:0], k=5) == []
+  assert index.key(299) == "k299"
+  for position in (-1, 300):
+    with pytest.raises(IndexError, match="not from 0 to 299"):
+      index.key(position)
+  rows, scores = search.nearest(embeds, queries[:0], k=5)
+  assert rows.shape == scores.shape == (0, 5)
 
 
 @pytest.mark.parametrize(
@@ -627,7 +634,7 @@ def test_names_in_an_index_never_lead_out_of_it(tmp_path, part, name):
 
 
 @pytest.mark.parametrize("name", ["meta.json", "embeddings", "records"])
-@pytest.mark.parametrize("kind", ["link", "pipe"])
+@pytest.mark.parametrize("kind", ["link", "pipe", "directory"])
 def test_only_files_of_the_index_itself_are_opened(tmp_path, name, kind):
   meta = make_index(tmp_path / "index", units(12, 4))
   name = meta["files"].get(name, {"name": name})["name"]
@@ -635,8 +642,10 @@ def test_only_files_of_the_index_itself_are_opened(tmp_path, name, kind):
   path.rename(tmp_path / "outside")
   if kind == "link":
     path.symlink_to(tmp_path / "outside")
-  else:
+  elif kind == "pipe":
     os.mkfifo(path)
+  else:
+    path.mkdir()
   with pytest.raises(
     errors.UserError, match=f"{name} is (a link|not a regular file)"
   ):
@@ -714,6 +723,10 @@ def test_an_index_of_a_mistyped_name_is_named(tmp_path):
   "query, k, message",
   [
     (np.ones(5), 0, "at least 1"),
+    (np.ones(5), 1.5, "a whole number"),
+    (np.ones(5), True, "a whole number"),
+    (np.ones(5, complex), 1, "real numbers, got complex128"),
+    (np.array(["1"] * 5), 1, "real numbers"),
     (np.ones(6), 1, "the model that made the index"),
     (np.array([1, 2, np.nan, 4, 5]), 1, "not finite"),
   ],

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from scipy import special
 
-from clip_jax.evals import metrics
+from clip_jax.evals import embedding_model, metrics
 
 # Few examples give too large an error: that of a perfectly calibrated model is
 # 27 % on average with 12 examples, 8 % with 200 and 3 % with 1000. With fewer
@@ -37,7 +37,11 @@ def measure(
     labels: the true class of each, (n,).
     classes: unit embeddings, (classes, embed).
     logit_scale: the model's own factor between cosine and logit.
+
+  Raises:
+    UserError: that is not finite.
   """
+  embedding_model.check_finite(scale=float(logit_scale))
   whole = _Fit()
   for logits, truth in _blocks(embeds, labels, classes * logit_scale):
     whole.add(logits, truth)

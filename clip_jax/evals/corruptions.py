@@ -123,8 +123,17 @@ def corrupt(
   return CORRUPTIONS[name](preprocess_lib.to_rgb(image), severity, rng)
 
 
+def _bytes_of_png(image: Image.Image) -> int:
+  """Returns the most bytes of an RGB image as a PNG that is not compressed."""
+  width, height = image.size
+  return 1024 + height * (3 * width + 1) * 1025 // 1024
+
+
 class Corrupted(views.Part):
-  """The records of a source with corrupted images, as PNG files."""
+  """The records of a source with corrupted images, as PNG files.
+
+  An image that is too large to be read from one is first halved.
+  """
 
   def __init__(
     self,
@@ -153,6 +162,10 @@ class Corrupted(views.Part):
     name, severity, seed = self._how
     try:
       image = preprocess_lib.decode(record.image, limits=self._limits)
+      image = preprocess_lib.to_rgb(image)
+      # As a PNG a photo has more bytes than as a JPEG, perhaps too many.
+      while _bytes_of_png(image) > self._limits.max_encoded_bytes:
+        image = image.reduce(2)
       changed = corrupt(image, name, severity, seed=seed, key=record.key)
     except preprocess_lib.ImageError as error:
       raise record_lib.BadRecord(error.reason, record.key) from error

@@ -1,12 +1,14 @@
 """The interface of a model to evaluations and reports."""
 
 import dataclasses
+import math
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from scipy import sparse
 
+from clip_jax import errors
 from clip_jax import preprocess as preprocess_lib
 from clip_jax.evals import prompts as prompts_lib
 
@@ -89,3 +91,13 @@ class Functions:
   def embed_classes(self, prompts: prompts_lib.Prompts, /) -> np.ndarray:
     """Returns one unit vector (embed,) a class, (classes, embed)."""
     return self.class_embeddings(prompts, self.embed_texts)
+
+
+def check_finite(**numbers: Any) -> None:
+  """Raises UserError if a model's scale or bias, by name, is not finite."""
+  for name, value in numbers.items():
+    if isinstance(value, float) and not math.isfinite(value):
+      raise errors.UserError(
+        f"The model's logit {name} is {value}; its parameters are damaged or "
+        "its training diverged. Use an earlier checkpoint."
+      )

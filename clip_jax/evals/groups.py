@@ -172,7 +172,8 @@ def compare(
   """Returns each group's rates, and the largest gaps between groups.
 
   `labels` lists the labels whose rates differ most between groups, and
-  `largest_gap` is None where no two accuracies differ. `chi2` is
+  `largest_gap` is None where no two accuracies differ. Of labels of one name
+  all but the first have their number behind it, as in "crane (134)". `chi2` is
   Pearson's statistic of the table (group, image got the label or not), and `p`
   its p-value times the number of labels (Bonferroni's correction).
 
@@ -190,8 +191,10 @@ def compare(
     [
       np.bincount(guesses[rows], minlength=len(names))
       for rows in members.values()
-    ]
-  )  # (groups, labels)
+    ],
+    int,
+  ).reshape(len(members), len(names))
+  names = _told_apart(names)
   found, accuracies = {}, {}
   for (group, rows), row in zip(members.items(), counts, strict=True):
     found[group] = {
@@ -224,6 +227,16 @@ def compare(
     "labels": labels[:_MOST_LABELS],
     "without_group": sum(group is None for group in groups),
   }
+
+
+def _told_apart(names: Sequence[str]) -> list[str]:
+  """Returns the names, with its number behind one that was there before."""
+  found: dict[str, int] = {}
+  for number, name in enumerate(names):
+    while name in found:
+      name = f"{name} ({number})"
+    found[name] = number
+  return list(found)
 
 
 def _rate(hits: int, examples: int) -> dict[str, Any]:

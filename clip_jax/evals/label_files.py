@@ -91,6 +91,10 @@ def _class_index(labels: Mapping) -> prompts.NamesByClass | None:
     return None
   if not all(_WORDNET.fullmatch(pair[0]) for pair in pairs):
     return None
+  if twice := prompts.repeated([key for key, _ in pairs]):
+    raise errors.UserError(
+      f"Labels must differ, but given more than once: {', '.join(twice[:5])}."
+    )
   return prompts.NamesByClass(
     {key: name.replace("_", " ") for key, name in pairs}
   )
@@ -168,7 +172,7 @@ def _read(path: pathlib.Path, *, what: str) -> list | dict:
     text = path.read_text(encoding="utf-8-sig")
     if path.suffix != ".json":
       return lines(text)
-    content = json_text.parse(text, kind=(list, dict))
+    content = json_text.parse(text, kind=(list, dict), strict=True)
   except UnicodeDecodeError as error:
     start = error.object[:20]
     known = "UTF-16" if start[:2] in (b"\xff\xfe", b"\xfe\xff") else "no UTF-8"

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from clip_jax import errors
+from clip_jax.evals import embedding_model
 
 
 def softmax(logits: Any) -> Any:
@@ -65,5 +66,9 @@ def of(
       whether it fits.
     logit_scale: factor of the similarities.
     logit_bias: what is added to them; None for models that have none.
+
+  Raises:
+    UserError: one of these two is a float that is not finite.
   """
+  embedding_model.check_finite(scale=logit_scale, bias=logit_bias)
   return KINDS[kind](logit_scale * cosines + (logit_bias or 0.0))

@@ -15,7 +15,7 @@ import numpy as np
 from clip_jax import errors
 from clip_jax.data import account
 from clip_jax.data.sources import overlap, splits
-from clip_jax.evals import embedding_model, tasks, zero_shot
+from clip_jax.evals import class_names, embedding_model, tasks, zero_shot
 from clip_jax.evals import prompts as prompts_lib
 from clip_jax.evals import reading as reading_lib
 
@@ -188,4 +188,13 @@ def _check(train: tasks.Evaluation, test: tasks.Evaluation) -> None:
   classes = [each.source.class_names or () for each in (train, test)]
   addresses = (train.data, test.data)
   splits.check_same_classes(classes, addresses)
+  by_number = (
+    labels is not None and class_names.in_order(labels, classes[1]) is None
+  )
+  if by_number and tuple(classes[0]) != tuple(classes[1]):
+    raise errors.UserError(
+      f"{addresses[0]} and {addresses[1]} number their classes differently, so "
+      "that labels in the order of the numbers mean other classes in each; "
+      "call the labels as the classes are called."
+    )
   overlap.check_apart((train.source, test.source), addresses, hint=_BOTH)

@@ -60,7 +60,8 @@ def resolve(
   """
   if isinstance(templates, np.ndarray) and templates.ndim == 1:
     templates = templates.tolist()
-  if isinstance(templates, str) or not isinstance(templates, Sequence | None):
+  is_one = isinstance(templates, str | bytes | bytearray)
+  if is_one or not isinstance(templates, Sequence | None):
     raise errors.UserError(
       "Templates must be a list of texts with a placeholder {}, got "
       f"{templates!r:.100}."

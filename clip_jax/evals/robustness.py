@@ -5,10 +5,12 @@ from typing import Any
 
 import numpy as np
 
+from clip_jax import errors
 from clip_jax.evals import (
   corruptions,
   embedding_model,
   metrics,
+  multi_label,
   tasks,
   zero_shot,
 )
@@ -79,6 +81,10 @@ def evaluate(
   # An image counts where it can be read in all forms.
   table = np.stack(all_right)  # (1 + kinds, records); -1 where it cannot.
   table = table[:, np.all(table >= 0, axis=0)].astype(bool)
+  if not table.shape[1]:
+    raise errors.UserError(
+      f"No image of {data} can be read in all of its corrupted forms."
+    )
   return {
     "task": TASK,
     "data": data,
@@ -104,6 +110,11 @@ def _measure(source, model, classes, bad, reading):
 
   def embedded(batches):
     for batch in batches:
+      if multi_label.has_several(batch):
+        raise errors.UserError(
+          "The data have several labels an image; robustness is measured by "
+          "the accuracy, which needs one."
+        )
       embeds, labels = model.embed_images(batch["image"]), batch["label"]
       yield embeds, labels
       right[batch["record"]] = zero_shot.guess(embeds, classes) == labels

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from clip_jax import errors
+from clip_jax import errors, names
 from clip_jax.data import account, sources
 from clip_jax.data import record as record_lib
 from clip_jax.evals import (
@@ -127,6 +127,7 @@ def open_evaluation(
         f"duplicates={duplicates!r} is about captions of retrieval; {task} has "
         "none."
       )
+    errors.check_known("duplicates", duplicates, names.RETRIEVAL_DUPLICATES)
   if subtract_prior:
     options["subtract_prior"] = True
     if task != "zero_shot":

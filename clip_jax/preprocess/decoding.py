@@ -233,7 +233,13 @@ def _shrink_while_decoding(image: Image.Image, least_side: int) -> None:
 def _read(data: Encoded, limits: Limits) -> tuple[bytes, str]:
   """Returns the encoded bytes and their name in messages."""
   if isinstance(data, bytes | bytearray | memoryview):
-    encoded, name = bytes(data), NAMELESS
+    name = NAMELESS
+    try:
+      encoded = bytes(data)
+    except ValueError as error:  # A view that was released.
+      raise ImageError(
+        f"{name}: cannot be read: {error}.", reason="unreadable"
+      ) from error
   elif isinstance(data, str | os.PathLike):
     name = os.fspath(data)
     errors.check_local(NAMELESS, name)

@@ -92,18 +92,31 @@ def read(
 
 def _content(file: Any, limits: decoding.Limits) -> bytes:
   """Returns the content of an open file, from its start where it can seek."""
+  name = getattr(file, "name", "The file")
   if getattr(file, "closed", False):
     raise decoding.ImageError(
-      f"{getattr(file, 'name', 'The file')}: is closed; open it again.",
-      reason="unreadable",
+      f"{name}: is closed; open it again.", reason="unreadable"
     )
+  try:
+    return _read(file, name, limits)
+  except errors.UserError:
+    raise
+  except Exception as error:  # Those of archives raise nearly any type.
+    raise decoding.ImageError(
+      f"{name}: cannot be read: {errors.first_line(error)}.",
+      reason="unreadable",
+    ) from error
+
+
+def _read(file: Any, name: str, limits: decoding.Limits) -> bytes:
   if getattr(file, "seekable", lambda: False)():
     file.seek(0)
   data = file.read(limits.max_encoded_bytes + 1)
   if not isinstance(data, bytes | bytearray | memoryview):
+    if data is None:
+      raise BlockingIOError("no data is there yet")
     raise decoding.ImageError(
-      f"{getattr(file, 'name', 'The file')}: is open as text; open it with "
-      "mode 'rb'.",
+      f"{name}: is open as text; open it with mode 'rb'.",
       reason="unreadable",
     )
   parts, size = [bytes(data)], len(data)
@@ -115,7 +128,8 @@ def _content(file: Any, limits: decoding.Limits) -> bytes:
 
 
 def _is_array(value: Any) -> bool:
-  if isinstance(value, str | bytes):  # numpy's have a shape, too.
+  # Some have a shape, too, which may be an error to ask for.
+  if isinstance(value, decoding.Encoded):
     return False
   return hasattr(value, "shape") and hasattr(value, "dtype")
 

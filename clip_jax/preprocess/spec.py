@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import numbers
 from typing import Any, Self
 
 from PIL import Image
@@ -184,6 +185,16 @@ class PreprocessSpec:
     return described
 
   def with_max_pixels(self, max_pixels: int | None) -> Self:
-    """Returns the same with another `Limits.max_pixels`."""
+    """Returns the same with another `Limits.max_pixels`.
+
+    Raises:
+      UserError: it is neither None nor a number of at least 1.
+    """
+    is_number = isinstance(max_pixels, numbers.Real) and max_pixels is not True
+    if max_pixels is not None and not (is_number and max_pixels >= 1):
+      raise errors.UserError(
+        f"max_pixels={max_pixels!r:.100} must be a number of at least 1, or "
+        "None."
+      )
     limits = dataclasses.replace(self.limits, max_pixels=max_pixels)
     return dataclasses.replace(self, limits=limits)

@@ -87,7 +87,8 @@ def picture(name: str, title: str, note: str, png: bytes) -> list[str]:
 
 
 def _text(text: str) -> str:
-  return html.escape(text)
+  # Names of files may hold bytes that are no UTF-8.
+  return html.escape(text.encode("utf-8", "backslashreplace").decode())
 
 
 def as_table(table: Table) -> str:

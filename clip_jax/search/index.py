@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import mmap
+import numbers
 import os
 import pathlib
 from collections.abc import Iterable, Sequence
@@ -171,13 +172,18 @@ class Index:
 
   def check_queries(self, queries: np.ndarray, *, k: int) -> None:
     """Raises UserError unless `search_many` can answer."""
-    if k < 1:
-      raise errors.UserError(f"k={k} must be at least 1.")
+    is_integer = isinstance(k, numbers.Integral) and not isinstance(k, bool)
+    if not is_integer or k < 1:
+      raise errors.UserError(f"k={k!r} must be a whole number, at least 1.")
     if queries.ndim != 2 or queries.shape[1:] != self.embeds.shape[1:]:
       raise errors.UserError(
         f"A query has shape {queries.shape[1:]}, the index holds vectors of "
         f"shape {self.embeds.shape[1:]}; search with the model that made the "
         "index."
+      )
+    if queries.dtype.kind in "cmMOSU":
+      raise errors.UserError(
+        f"A query is a vector of real numbers, got {queries.dtype}."
       )
     if not np.all(np.isfinite(queries)):
       raise errors.UserError(
@@ -205,7 +211,13 @@ class Index:
     ]
 
   def key(self, index: int) -> str:
-    """Returns the key of the record at a position, from 0."""
+    """Returns the key of the record at a position, from 0.
+
+    Raises:
+      IndexError: there is none.
+    """
+    if not 0 <= index < len(self):
+      raise IndexError(f"{index} is not from 0 to {len(self) - 1}.")
     return self._entries([index])[index].key
 
   def _entries(self, rows: Iterable[int]) -> dict[int, entry_table.Entry]:
@@ -239,6 +251,8 @@ def nearest(
   """
   queries = np.asarray(queries, np.float32)
   k = min(k, len(embeds))
+  if not len(queries):
+    return np.zeros((0, k), np.int64), np.zeros((0, k), np.float32)
   rows = np.zeros((len(queries), 0), np.int64)
   scores = np.zeros((len(queries), 0), np.float32)
   for start in range(0, len(embeds), rows_per_chunk):

@@ -63,13 +63,12 @@ def open_file(directory: pathlib.Path, name: str) -> io.BufferedReader:
       f"{path} is a link, but an index must contain its files themselves. Copy "
       "the index with its files, or make it again with `clip-jax embed`."
     ) from error
-  file = os.fdopen(descriptor, "rb")
   if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-    file.close()
+    os.close(descriptor)
     raise errors.UserError(
       f"{path} is not a regular file, so this is no index of clip_jax."
     )
-  return file
+  return os.fdopen(descriptor, "rb")
 
 
 def read_meta(directory: pathlib.Path) -> dict[str, Any]:

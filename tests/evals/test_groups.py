@@ -133,3 +133,32 @@ def test_a_gap_between_no_two_groups_is_not_told(data, tmp_path):
   who = found["attributes"]["who"]
   assert who["largest_gap"] is None and who["labels"] == []
   assert not [name for name, _ in measures.to_rows(found) if "gap" in name]
+
+
+def test_an_attribute_of_no_image_has_no_groups(data, tmp_path):
+  table = tmp_path / "groups.csv"
+  table.write_text("key,who,age\nred/0.png,a,\ngone.png,b,old\n")
+  found = evaluate(data, table)
+  assert found["attributes"]["age"] == {
+    "groups": {},
+    "largest_gap": None,
+    "labels": [],
+    "without_group": 6,
+  }
+  assert dict(measures.to_rows(found))["age, without group"] == "6 of 6 images"
+  assert list(found["attributes"]["who"]["groups"]) == ["a"]
+
+
+def test_classes_of_one_name_have_their_own_rates():
+  guesses = np.array([0, 1, 1, 2, 3, 3])
+  names = ["crane", "crane (2)", "crane", "owl"]
+  found = groups.compare(guesses, ["a"] * 3 + ["b"] * 3, names)
+  assert {
+    group: {name: rate["rate"] * 3 for name, rate in x["rates"].items()}
+    for group, x in found["groups"].items()
+  } == {
+    "a": {"crane": 1, "crane (2)": 2, "crane (2) (2)": 0, "owl": 0},
+    "b": {"crane": 0, "crane (2)": 0, "crane (2) (2)": 1, "owl": 2},
+  }
+  gaps = {x["label"]: 3 * x["gap"] for x in found["labels"]}
+  assert gaps == {"crane": 1, "crane (2)": 2, "crane (2) (2)": 1, "owl": 2}

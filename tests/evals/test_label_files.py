@@ -74,6 +74,8 @@ def test_templates_are_read_from_the_command_line_and_from_files(tmp_path):
     ("broken.json", b"[1,", "cannot read labels"),
     ("latin.txt", b"caf\xe9", "no UTF-8"),
     ("number.json", b"3", "list or object"),
+    ("twice.json", b'{"a": "b", "a": "c"}', "the key 'a' occurs twice"),
+    ("names.json", b'{"names": {"a": "b", "a": "c"}}', "'a' occurs twice"),
   ],
 )
 def test_a_file_of_labels_that_cannot_be_read_is_named(
@@ -159,6 +161,9 @@ def test_the_class_index_of_keras_holds_names_by_id(tmp_path):
   labels = label_files.read_labels(path)
   assert labels == {"n01440764": "tench", "n01484850": "great white shark"}
   assert prompts.resolve(labels, ["a {}"]).texts[1] == ("a great white shark",)
+  path.write_text('{"0": ["n01440764", "tench"], "1": ["n01440764", "ray"]}')
+  with pytest.raises(errors.UserError, match="more than once: n01440764"):
+    label_files.read_labels(path)
 
 
 def test_full_prompts_that_look_like_names_are_told(tmp_path, caplog):

@@ -1,9 +1,12 @@
 """Templates are chosen on one split and measured on another."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
 import colours
+import memory_source
 from clip_jax import errors
 from clip_jax.evals import embedding_model, prompt_search, prompts, tasks
 
@@ -132,3 +135,21 @@ def test_what_makes_no_search_is_refused(data):
   (data / "test" / "red").rename(data / "test" / "dark red")
   with pytest.raises(errors.UserError, match="different classes: dark red"):
     evaluate(data, ["a {}"])
+
+
+def test_labels_by_number_need_classes_of_one_order():
+  def opened(address, *names, labels):
+    source: Any = memory_source.MemorySource([])
+    source.class_names = names
+    return tasks.Evaluation("zero_shot", address, source, labels, ["a {}"])
+
+  labels = ["one", "two"]
+  train = opened("x", "cat", "dog", labels=labels)
+  test = opened("y", "dog", "cat", labels=labels)
+  with pytest.raises(
+    errors.UserError, match="number their classes differently"
+  ):
+    prompt_search._check(train, test)
+  prompt_search._check(train, opened("y", "cat", "dog", labels=labels))
+  labels[:] = ["Dog", "Cat"]
+  prompt_search._check(train, test)

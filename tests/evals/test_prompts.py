@@ -137,6 +137,12 @@ def test_classes_called_by_wordnet_ids_have_names():
   assert class_names.of_wordnet([]) is None
 
 
+@pytest.mark.parametrize("templates", [b"{}", bytearray(b"a {}"), "{}", 3])
+def test_templates_are_a_list_of_texts(templates):
+  with pytest.raises(errors.UserError, match="must be a list of texts"):
+    prompts.resolve(["cat"], templates)
+
+
 def test_the_digest_tells_names_and_texts_apart():
   made = [
     prompts.resolve(labels, templates)

@@ -1,5 +1,7 @@
 """Corruptions, intervals and baselines beside slow ways to compute them."""
 
+import collections
+import dataclasses
 import io
 import math
 
@@ -8,6 +10,7 @@ import pytest
 from PIL import Image
 
 import colours
+import memory_source
 from clip_jax import errors, preprocess
 from clip_jax.data import sources
 from clip_jax.evals import corruptions, reading, robustness, shifts
@@ -132,6 +135,46 @@ def test_corrupted_records_keep_all_but_their_image(data):
   assert changed.fingerprint != source.fingerprint
 
 
+def _noisy(directory, sizes):
+  """Writes a JPEG of each size (width, height), all of one class."""
+  directory.mkdir()
+  for i, (width, height) in enumerate(sizes):
+    pixels = np.random.default_rng(i).integers(0, 256, (height, width, 3))
+    Image.fromarray(pixels.astype(np.uint8)).save(directory / f"{i}.jpg")
+
+
+@pytest.mark.parametrize("size, want", [((200, 150), 1), ((211, 153), 2)])
+def test_a_photo_too_large_for_a_png_is_halved_first(tmp_path, size, want):
+  _noisy(tmp_path / "red", [size])
+  source = sources.open_source(f"folder:{tmp_path}")
+  # As a PNG the first has 90,150 bytes and a little more, the second 97,000.
+  limits = preprocess.Limits(max_encoded_bytes=92_000)
+  changed = corruptions.Corrupted(source, "gaussian_noise", 1, limits=limits)
+  image = preprocess.decode(changed[0].image, limits=limits)
+  assert image.size == tuple(-(-side // want) for side in size)
+
+
+def test_no_image_that_can_be_read_in_all_forms_is_an_error(
+  tmp_path, monkeypatch
+):
+  for i, bright in enumerate((255, 90)):
+    path = tmp_path / "red" / f"{i}.png"
+    colours.save(path, colours.COLOURS["red"], bright=bright)
+
+  def fails_for(brightness):
+    def change(image, severity, rng):
+      if image.getextrema()[0][1] == brightness:
+        raise preprocess.ImageError("broken", reason="damaged")
+      return image
+
+    return change
+
+  kinds = {"jpeg": fails_for(255), "shift": fails_for(90)}
+  monkeypatch.setattr(corruptions, "CORRUPTIONS", kinds)
+  with pytest.raises(errors.UserError, match="in all of its corrupted forms"):
+    robustness.evaluate(f"folder:{tmp_path}", colours.functions())
+
+
 def test_robustness_measures_every_corruption_at_every_severity(data):
   seen = []
   found = robustness.evaluate(
@@ -228,3 +271,16 @@ def test_jpeg_is_pillows():
   want = np.asarray(Image.open(file))
   got = np.asarray(corrupt(picture(), "jpeg", 3))
   np.testing.assert_array_equal(got, want)
+
+
+def test_images_of_several_labels_have_no_accuracy(data):
+  source = sources.open_source(data)
+  records = [
+    dataclasses.replace(source[i], label=None, labels=(0, 2)) for i in (0, 1)
+  ]
+  several = memory_source.MemorySource(records)
+  bad = collections.Counter()
+  with pytest.raises(errors.UserError, match="several labels an image"):
+    robustness._measure(
+      several, colours.functions(), np.eye(3), bad, reading.DEFAULT
+    )

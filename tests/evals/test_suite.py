@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+import os
 import pathlib
 import runpy
 import shutil
@@ -287,6 +288,9 @@ def test_a_place_that_cannot_be_written_to_is_told_first(
   words = ("eval", model, "--suite", "mnist", "--data-root", data[0])
   said = fails(*words, "--out", tmp_path / "out", flag, tmp_path / "file" / "x")
   assert f"{tmp_path / 'file'} is no directory" in said
+  if flag == "--csv":
+    said = fails(*words, "--out", tmp_path / "out", flag, tmp_path)
+    assert f"Cannot write {tmp_path}: it is a directory" in said
 
 
 def test_texts_that_were_cut_are_counted_when_a_suite_goes_on(
@@ -499,6 +503,12 @@ def test_the_csv_has_clip_benchmarks_columns(data, tmp_path):
   result_files.write_csv(str(path), found, model="ViT-B-32", weights="mine")
   with path.open(newline="") as file:
     classified, retrieved = csv.DictReader(file)
+  odd = tmp_path / "odd.csv"
+  weights = os.fsdecode(b"/caf\xe9")
+  result_files.write_csv(str(odd), found, model="m", weights=weights)
+  with odd.open(newline="", encoding="utf-8") as file:
+    names = {row["pretrained"] for row in csv.DictReader(file)}
+  assert names == {"/caf\\udce9"}
   measures = {r["set"]: r["measures"] for r in found if "measures" in r}
   assert {name: classified[name] for name in ("dataset", "model", "task")} == {
     **{"dataset": "mnist", "model": "ViT-B-32"},

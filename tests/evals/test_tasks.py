@@ -117,3 +117,8 @@ def test_every_task_runs_on_the_same_data(data):
 def test_an_unknown_task_is_refused_before_the_data_is_opened(task):
   with pytest.raises(errors.UserError, match="Known: retrieval, zero_shot"):
     evaluate("folder:/nowhere", task)
+
+
+def test_duplicates_count_as_hits_or_as_misses_alone(data):
+  with pytest.raises(errors.UserError, match="Unknown duplicates 'miss'"):
+    evaluate(data, task="retrieval", duplicates="miss")

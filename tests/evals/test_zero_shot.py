@@ -205,6 +205,14 @@ def scored(seed=0, *, n=101, classes=4):
   return embeds.astype(np.float32), labels, weights.astype(np.float32)
 
 
+@pytest.mark.parametrize("scale", [np.nan, np.inf])
+def test_a_scale_that_is_not_finite_is_told(scale):
+  embeds = np.eye(3)
+  with pytest.raises(errors.UserError, match=r"logit scale is (nan|inf); its"):
+    zero_shot.accuracy([(embeds, [0, 1, 2])], embeds, logit_scale=scale)
+  assert zero_shot.accuracy([(embeds, [0, 1, 2])], embeds)["top1"] == 1
+
+
 def test_calibration_is_that_of_the_models_own_softmax(monkeypatch):
   embeds, labels, weights = scored()
   monkeypatch.setattr(calibration, "_SCORES_PER_BLOCK", 40)

@@ -1,6 +1,7 @@
 import html.parser
 import io
 import json
+import os
 import sys
 
 import pytest
@@ -598,6 +599,16 @@ def test_a_report_replaces_a_report_and_nothing_else(tmp_path):
   assert [path.name for path in other.iterdir()] == ["index.html"]
   with pytest.raises(errors.UserError, match="is a file"):
     report_files.write([everything], everything / "cifar.json")
+
+
+def test_a_file_whose_name_is_no_utf8_is_named(tmp_path):
+  everything = write_all(tmp_path / "in", results())
+  name = os.fsdecode(b"caf\xe9.json")
+  (everything / name).write_text("{")
+  written = report_files.write([everything], tmp_path / "out")
+  page = (tmp_path / "out" / "index.html").read_text("utf-8")
+  assert "<li>in/caf\\udce9.json: " in page
+  assert [left.path for left in written.left_out] == [f"in/{name}"]
 
 
 def _run(directory, name, sheet):

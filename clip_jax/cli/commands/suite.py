@@ -44,7 +44,7 @@ def evaluate(arguments: argparse.Namespace) -> verb.Answer:
   entries = data_sets.choose(arguments.suite)
   if arguments.csv:
     csv = pathlib.Path(os.path.expanduser(arguments.csv))
-    agreement.on_first(lambda: result_files.check_place(csv.parent))
+    agreement.on_first(lambda: result_files.check_csv(csv))
   clip = loading.load(arguments.model).with_max_pixels(arguments.max_pixels)
   clip.check_towers("image", "text")
   cuts = tokenizer_lib.Cuts()

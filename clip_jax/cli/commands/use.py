@@ -161,15 +161,16 @@ def search(arguments: argparse.Namespace) -> verb.Answer:
     {
       "key": hit.key,
       "score": hit.score,
-      "caption": hit.captions[0],
+      # An index that was made in Python may have records without one.
+      "caption": hit.captions[0] if hit.captions else "",
       "captions": list(hit.captions),
       "path": hit.path,
     }
     for hit in hits
   ]
   rows = [
-    (f"{hit.score:.4f}", terminal.escaped(hit.key), hit.captions[0])
-    for hit in hits
+    (f"{x['score']:.4f}", terminal.escaped(x["key"]), x["caption"])
+    for x in results
   ]
   return verb.Answer(
     {"results": results, "index": arguments.index},

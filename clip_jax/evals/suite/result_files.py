@@ -122,6 +122,15 @@ def check_out(
   check_place(out)
 
 
+def check_csv(path: pathlib.Path) -> None:
+  """Raises UserError where no file can be written at `path`; makes nothing."""
+  if path.is_dir():
+    raise errors.UserError(
+      f"Cannot write {path}: it is a directory. Choose another place."
+    )
+  check_place(path.parent)
+
+
 def check_place(directory: pathlib.Path) -> None:
   """Raises UserError where no file can be made in a directory, yet to be made.
 
@@ -208,7 +217,8 @@ def _figures(measures: Mapping[str, Any]) -> dict[str, float]:
 def _replace(path: pathlib.Path, text: str) -> None:
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
-    whole_files.write(path, text.encode())
+    # A path may hold bytes that are no UTF-8.
+    whole_files.write(path, text.encode("utf-8", "backslashreplace"))
   except OSError as error:
     raise errors.UserError(
       f"Cannot write {path}: {error.strerror}. Choose another place."
