@@ -84,12 +84,15 @@ def walk(
     yield from _objects(root, account)
     return
   seen, outside, again = set(), [], []
+  closed: list[OSError] = []
   inside = within and os.path.join(os.path.realpath(within), "")
   left_out = account.left_out
   # Links come after all folders, so that a folder is read by its own name.
   starts = [root]
   for start in starts:
-    for directory, subdirectories, names in os.walk(start):
+    for directory, subdirectories, names in os.walk(
+      start, onerror=closed.append
+    ):
       real = os.path.realpath(directory)
       leads_out = inside and not os.path.join(real, "").startswith(inside)
       if leads_out:
@@ -110,6 +113,14 @@ def walk(
           left_out.add(_below(root, directory, name))
         else:
           yield _below(root, directory, name)
+  if closed:
+    if closed[0].filename == root:
+      raise closed[0]
+    named = _first([os.path.relpath(each.filename, root) for each in closed])
+    account.notes.append(
+      f"Folders that cannot be opened ({closed[0].strerror}) are left out, "
+      f"with all that is in them: {named}."
+    )
   if outside:
     account.notes.append(
       f"Folders that links lead to out of {terminal.escaped(root)} are not "
