@@ -257,5 +257,47 @@ def test_the_type_of_a_column_may_differ_between_records():
   text, other, number = [b"a"], [b"\xff"], [3]
   assert tfrecord._kind([text, text]) == pa.string()
   assert tfrecord._kind([text, other]) == pa.binary()
-  assert tfrecord._kind([text, number]) == pa.binary()
+  assert tfrecord._kind([text, text, other]) == pa.string()
+  assert tfrecord._kind([number, text, number]) == pa.int64()
+  assert tfrecord._kind([number, number, [1, 2]]) == pa.int64()
+  assert tfrecord._kind([[1, 2], number, [1, 2]]) == pa.list_(pa.int64())
+  assert tfrecord._kind([[b""], other]) == pa.binary()
+  assert tfrecord._kind([[b""], []]) == pa.string()
   assert tfrecord._kind([text, [b"a", b"b"]]) == pa.list_(pa.string())
+
+
+def test_one_odd_record_does_not_decide_what_a_feature_is(
+  tmp_path, png, read_all
+):
+  pytest.importorskip("google_crc32c")
+
+  def example(number, **changes):
+    fields = {"image": png(number), "label": b"cat", **changes}
+    return tf_examples.example(**fields)
+
+  address = tf_examples.write(
+    tmp_path / "a.tfrecord",
+    example(0, image=[png(0), png(1)]),
+    example(1),
+    example(2, label=b"\xff"),
+    example(3, label=7),
+    example(4, label=b"dog"),
+    example(5, image=b""),
+  )
+  found = read_all(sources.open_source(address))
+  assert [getattr(item, "texts", item) for item in found] == [
+    "several_values",
+    ("cat",),
+    "not_utf8",
+    "other_type",
+    ("dog",),
+    "empty_image",
+  ]
+  numbers = [{"text": b"a", "label": x} for x in ([1, 2], 3, b"x", -1)]
+  address = tf_examples.write(
+    tmp_path / "b.tfrecord",
+    *(example(i, **fields) for i, fields in enumerate(numbers)),
+  )
+  found = read_all(sources.open_source(address))
+  labels = [getattr(item, "label", item) for item in found]
+  assert labels == ["several_values", 3, "other_type", None]
