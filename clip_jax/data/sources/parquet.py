@@ -6,11 +6,12 @@ A row is a record. Columns hold
   path. Rows of the same path become one record, as in a table of text.
 - captions: a text or a list of texts; several columns where there is a column
   for each caption.
-- a label: the name of a class, or its number. The names of numbers are those of
-  `datasets`' metadata in the schema, or of `?classes=`. Files whose schemas
-  list the same classes in different orders are read by the names, numbered as
-  in the first file. A number below zero is no label. Without captions, the
-  label's name is the caption.
+- a label: the name of a class, or its number; an image with rows of several
+  classes is of all of them. The names of numbers are those of `datasets`'
+  metadata in the schema, or of `?classes=`. Files whose schemas list the same
+  classes in different orders are read by the names, numbered as in the first
+  file. A number below zero is no label. Without captions, the label's name is
+  the caption.
 
 Options:
   image, caption, label: names of the columns, captions joined by commas; by
