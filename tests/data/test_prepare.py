@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 import pickle
+import struct
 
 import numpy as np
 import pytest
@@ -241,6 +242,27 @@ def test_records_are_encoded_and_decoded(record):
   assert array_record.decode(array_record.encode(record)) == record
   with pytest.raises((ValueError, sources.BadRecord)):
     array_record.decode(array_record.encode(record)[:14])
+
+
+@pytest.mark.parametrize(
+  "changes",
+  [{"texts": "ab"}, {"texts": {"a": 1}}, {"label": -1}, {"label": 1.0}],
+)
+def test_a_header_of_another_form_is_none(changes):
+  header = json.dumps({"key": "k", "texts": ["a"], **changes}).encode()
+  data = b"CLIPJAX1" + struct.pack("<I", len(header)) + header + b"image"
+  with pytest.raises(ValueError, match="a record of clip_jax"):
+    array_record.decode(data)
+
+
+def test_more_records_than_bytes_are_not_believed(mixed, tmp_path):
+  prepare.prepare(mixed, tmp_path / "copy")
+  place = tmp_path / "copy" / "dataset.json"
+  content = json.loads(place.read_text())
+  content["files"][0]["records"] = 10**19
+  place.write_text(json.dumps(content))
+  with pytest.raises(errors.UserError, match="its files are not what"):
+    sources.open_source(f"arrayrecord:{tmp_path}/copy")
 
 
 def test_inspecting_says_what_is_in_the_data(mixed, tmp_path, write_tar):

@@ -81,6 +81,8 @@ def decode(data: bytes, *, path: str = "") -> record_lib.Record:
     if "bad" in fields:
       raise record_lib.BadRecord(str(fields["bad"]), str(fields["key"]))
     labels = fields.get("labels")
+    if not isinstance(fields["texts"], list):
+      raise TypeError("a list of texts")
     record = record_lib.Record(
       image=data[end:],
       texts=tuple(fields["texts"]),
@@ -100,7 +102,8 @@ def decode(data: bytes, *, path: str = "") -> record_lib.Record:
     "".join(record.texts).encode("utf-8")
   except UnicodeEncodeError:
     raise record_lib.BadRecord("not_utf8", record.key) from None
-  if any(type(label) is not int for label in record.all_labels()):
+  labels = record.all_labels()
+  if any(type(label) is not int or label < 0 for label in labels):
     raise ValueError("a record of clip_jax whose label is not a number")
   return record
 
@@ -246,6 +249,7 @@ def _is_file_entry(entry: Any) -> bool:
       type(entry.get(size)) is int and entry[size] >= 0
       for size in ("records", "bytes")
     )
+    and entry["records"] <= entry["bytes"]
   )
 
 
