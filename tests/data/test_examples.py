@@ -301,3 +301,39 @@ def test_one_odd_record_does_not_decide_what_a_feature_is(
   found = read_all(sources.open_source(address))
   labels = [getattr(item, "label", item) for item in found]
   assert labels == ["several_values", 3, "other_type", None]
+
+
+@pytest.mark.parametrize(
+  "texts",
+  [
+    pa.array([b"a", b"\xff", b"c"]).view(pa.string()),
+    pa.array([b"a", b"\xff" * 50, b"c"], pa.binary_view()).view(
+      pa.string_view()
+    ),
+    pa.ListArray.from_arrays(
+      pa.array([0, 1, 2, 3], pa.int32()),
+      pa.array([b"a", b"\xff", b"c"]).view(pa.string()),
+    ),
+  ],
+)
+def test_a_saved_text_that_is_no_utf_8_costs_its_row(
+  tmp_path, png, read_all, texts
+):
+  images = pa.array([png(i) for i in range(3)])
+  _save(tmp_path / "saved", pa.table({"image": images, "text": texts}))
+  found = read_all(sources.open_source(f"hf:{tmp_path}/saved"))
+  assert [getattr(item, "texts", item) for item in found] == [
+    ("a",),
+    "not_utf8",
+    ("c",),
+  ]
+
+
+def test_a_saved_path_that_is_no_utf_8_costs_its_row(tmp_path, png, read_all):
+  paths = pa.array([b"a", b"\xff"]).view(pa.string())
+  images = pa.array([png(0), None], pa.binary())
+  image = pa.StructArray.from_arrays([images, paths], ["bytes", "path"])
+  table = pa.table({"image": image, "text": ["a", "b"]})
+  _save(tmp_path / "saved", table)
+  first, second = read_all(sources.open_source(f"hf:{tmp_path}/saved"))
+  assert (first.texts, second) == (("a",), "not_utf8")

@@ -767,3 +767,12 @@ def test_a_label_that_no_number_holds_is_bad(tmp_path, png, read_all):
   found = read_all(sources.open_source(f"parquet:{tmp_path}/a.parquet"))
   labels = [getattr(item, "label", item) for item in found]
   assert labels == [0, 2**63 - 1, "bad_label"]
+
+
+def test_files_of_no_split_are_told_with_each_split(tmp_path, captioned):
+  for name in ("train", "test", "more"):
+    captioned(tmp_path / f"{name}.parquet")
+  for address in ("/train", "/test/", "?split=test"):
+    source = sources.open_source(f"parquet:{tmp_path}{address}")
+    assert source.account.left_out.first_names() == ["more.parquet"]
+  assert not sources.open_source(f"parquet:{tmp_path}").account.left_out.counts
