@@ -776,3 +776,33 @@ def test_files_of_no_split_are_told_with_each_split(tmp_path, captioned):
     source = sources.open_source(f"parquet:{tmp_path}{address}")
     assert source.account.left_out.first_names() == ["more.parquet"]
   assert not sources.open_source(f"parquet:{tmp_path}").account.left_out.counts
+
+
+def test_folders_that_are_named_like_files_are_told(
+  tmp_path, captioned, write_tar, png, read_all
+):
+  captioned(tmp_path / "0.parquet", range(2))
+  members = [("a.png", png(0)), ("a.txt", b"text")]
+  write_tar(tmp_path / "0.tar", members)
+  for suffix, count in (("parquet", 2), ("tar", 1)):
+    (tmp_path / f"1.{suffix}").mkdir()
+    scheme = "wds" if suffix == "tar" else suffix
+    for address in (f"{scheme}:{tmp_path}", f"{scheme}:{tmp_path}/*.{suffix}"):
+      source = sources.open_source(address)
+      assert len(read_all(source)) == count
+      assert source.account.left_out.first_names() == [f"1.{suffix}/"]
+
+
+def test_the_folders_that_spark_writes_hold_the_files(tmp_path, captioned):
+  captioned(tmp_path / "pairs.parquet" / "part-00000.parquet", range(2))
+  assert len(sources.open_source(f"parquet:{tmp_path}")) == 2
+  assert len(sources.open_source(f"parquet:{tmp_path}/pairs.parquet")) == 2
+
+
+def test_a_link_to_itself_is_one_damaged_file(tmp_path, captioned):
+  captioned(tmp_path / "0.parquet", range(2))
+  os.symlink("1.parquet", tmp_path / "1.parquet")
+  source = sources.open_source(f"parquet:{tmp_path}")
+  assert len(source) == 2
+  (said,) = account.of(source).warnings()
+  assert "links to a file that is not: about 2 records lost" in said

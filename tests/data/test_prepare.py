@@ -358,3 +358,11 @@ def test_what_a_copy_says_of_itself_is_not_believed_when_it_was_edited(
 
 def _parts(image):
   return ("png", image), ("txt", b"a cat on a mat")
+
+
+def test_a_pipe_among_files_of_records_is_not_waited_at(mixed, tmp_path):
+  prepare.prepare(mixed, tmp_path / "copy")
+  (tmp_path / "copy" / "dataset.json").unlink()
+  os.mkfifo(tmp_path / "copy" / "00001.array_record")
+  with pytest.raises(errors.UserError, match="is not a regular file"):
+    sources.open_source(f"arrayrecord:{tmp_path}/copy")

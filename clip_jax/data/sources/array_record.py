@@ -27,7 +27,14 @@ from typing import Any
 import numpy as np
 from array_record.python import array_record_module  # pyright: ignore
 
-from clip_jax import buckets, errors, json_text, places, terminal
+from clip_jax import (
+  buckets,
+  errors,
+  json_text,
+  places,
+  regular_files,
+  terminal,
+)
 from clip_jax.data import account as account_lib
 from clip_jax.data import record as record_lib
 from clip_jax.data.sources import captions as captions_lib
@@ -296,6 +303,9 @@ class Writer:
 def _open_reader(path: str, *, copy: pathlib.Path | None) -> Any:
   # For random access: do not read ahead of the record.
   place = path if copy is None else str(copy)
+  # The library would wait at a pipe for ever; what is missing it tells itself.
+  with contextlib.suppress(OSError):
+    regular_files.open_regular(place).close()
   reader = array_record_module.ArrayRecordReader(
     place, options="readahead_buffer_size:0", file_reader_buffer_size=32_768
   )

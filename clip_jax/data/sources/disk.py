@@ -59,7 +59,7 @@ def read_file(path: str, *, key: str, limit: int, within: str | None) -> bytes:
   except ValueError:  # A NUL in the path.
     raise record_lib.BadRecord("read_error", key) from None
   except OSError as error:
-    if error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
+    if error.errno == errno.ENAMETOOLONG:
       raise record_lib.BadRecord("missing_file", key) from None
     if error.errno in (errno.EACCES, errno.EPERM):
       raise record_lib.BadRecord("no_permission", key) from None

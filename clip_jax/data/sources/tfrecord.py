@@ -232,7 +232,8 @@ def open_tfrecord(path: str, options: dict[str, str]) -> record_lib.Source:
   if places.is_folder(path):
     # Also `NAME.tfrecord-00000-of-00010`.
     found = filter(_NAMED.search, places.names(path))
-    names = [os.path.join(path, name) for name in found]
+    there = (os.path.join(path, name) for name in found)
+    names = [each for each in there if not os.path.isdir(each)]
   return parquet.open_tables(
     parquet_files.Listing(
       tuple(names or globs.find_files(path, suffix=_SUFFIX))
