@@ -45,6 +45,9 @@ def open_regular(
   except OSError as error:
     if error.errno in (errno.ENXIO, errno.ENODEV):  # A socket or a device.
       raise _not_regular(path) from None
+    if error.errno == errno.ELOOP:  # A link to itself leads to no file.
+      name = os.fspath(path)
+      raise FileNotFoundError(errno.ENOENT, error.strerror, name) from None
     raise
   try:
     mode = os.fstat(descriptor).st_mode

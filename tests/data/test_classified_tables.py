@@ -103,3 +103,12 @@ def test_rows_without_a_class_are_bad_and_no_class(table):
 def test_what_does_not_say_the_classes_is_told(table, options, message):
   with pytest.raises(errors.UserError, match=message):
     sources.open_source(table(b"image,kind\nimages/red.png,red\n", options))
+
+
+def test_rows_without_a_class_are_told_as_such(table):
+  rows = b"image,kind\nimages/red.png,red\nimages/blue.png, \n"
+  source = sources.open_source(table(rows))
+  assert source.account.notes == [
+    "1 row has no class, the first for the image 'images/blue.png'; only its "
+    "other rows count."
+  ]

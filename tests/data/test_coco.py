@@ -312,7 +312,7 @@ def test_odd_entries_cost_their_own_record(tmp_path, png, read_all):
   }
   path = _dump(tmp_path / "captions_x.json", content)
   source = sources.open_source(f"coco:{path}")
-  assert "1 caption is left out" in source.account.notes[0]
+  assert "2 captions are left out" in source.account.notes[0]
   assert read_all(source) == ["not_utf8", "missing_image", "empty_caption"]
   content["annotations"].pop(3)
   _dump(path, content)
@@ -336,3 +336,63 @@ def test_what_cannot_be_found_is_a_clear_error(coco, tmp_path_factory):
   os.mkfifo(empty / "captions_x.json")
   with pytest.raises(errors.UserError, match="not a regular file"):
     sources.open_source(f"coco:{empty}")
+
+
+def _annotated(tmp_path, png, ids, annotations):
+  for number in range(len(ids)):
+    (tmp_path / f"{number}.png").write_bytes(png(number))
+  images = [{"id": n, "file_name": f"{i}.png"} for i, n in enumerate(ids)]
+  captions = [{"image_id": n, "caption": text} for n, text in annotations]
+  place = tmp_path / "captions_odd.json"
+  _dump(place, {"images": images, "annotations": captions})
+  return sources.open_source(f"coco:{place}")
+
+
+def test_ids_that_pandas_has_made_floats_keep_their_captions(
+  tmp_path, png, read_all
+):
+  source = _annotated(tmp_path, png, [1.0, 2.0], [(2, "two"), (1.0, "one")])
+  assert [record.texts for record in read_all(source)] == [("one",), ("two",)]
+
+
+@pytest.mark.parametrize("odd", [None, True, [1], 0.5, 10**25, float("nan")])
+def test_captions_without_an_id_are_of_no_image(tmp_path, png, read_all, odd):
+  source = _annotated(
+    tmp_path, png, [odd, 7, odd], [(odd, "lost"), (7, "kept"), (odd, "lost")]
+  )
+  first, kept, last = read_all(source)
+  assert first == last == "empty_caption" and kept.texts == ("kept",)
+  assert source.account.notes == [
+    "2 captions are left out, of images that are not listed."
+  ]
+
+
+def test_images_of_the_same_name_in_two_folders_are_told_apart(
+  tmp_path, png, read_all
+):
+  for number, folder in enumerate(("train", "val")):
+    (tmp_path / folder).mkdir()
+    (tmp_path / folder / "1.png").write_bytes(png(number))
+  images = [
+    {"filename": "1.png", "filepath": folder, "sentences": [{"raw": folder}]}
+    for folder in ("train", "val")
+  ]
+  _dump(tmp_path / "dataset_coco.json", {"images": images})
+
+  def named(*lines):
+    (tmp_path / "names").write_text("\n".join(lines))
+    address = f"coco:{tmp_path}/dataset_coco.json?images={tmp_path}/names"
+    return [record.texts for record in read_all(sources.open_source(address))]
+
+  assert named("val/1.png") == [("val",)]
+  assert named("val/1.png", "train/1.png") == [("val",), ("train",)]
+  # A name alone is that of both; other folders say nothing.
+  assert named("1.png", "/elsewhere/1.png") == [("train",), ("val",)]
+
+
+def test_sentences_may_be_texts(tmp_path, png, read_all):
+  (tmp_path / "1.png").write_bytes(png(1))
+  image = {"filename": "1.png", "sentences": ["one", {"raw": "two"}, 3, None]}
+  _dump(tmp_path / "dataset_coco.json", {"images": [image]})
+  (record,) = read_all(sources.open_source(f"coco:{tmp_path}"))
+  assert record.texts == ("one", "two")

@@ -257,5 +257,83 @@ def test_the_type_of_a_column_may_differ_between_records():
   text, other, number = [b"a"], [b"\xff"], [3]
   assert tfrecord._kind([text, text]) == pa.string()
   assert tfrecord._kind([text, other]) == pa.binary()
-  assert tfrecord._kind([text, number]) == pa.binary()
+  assert tfrecord._kind([text, text, other]) == pa.string()
+  assert tfrecord._kind([number, text, number]) == pa.int64()
+  assert tfrecord._kind([number, number, [1, 2]]) == pa.int64()
+  assert tfrecord._kind([[1, 2], number, [1, 2]]) == pa.list_(pa.int64())
+  assert tfrecord._kind([[b""], other]) == pa.binary()
+  assert tfrecord._kind([[b""], []]) == pa.string()
   assert tfrecord._kind([text, [b"a", b"b"]]) == pa.list_(pa.string())
+
+
+def test_one_odd_record_does_not_decide_what_a_feature_is(
+  tmp_path, png, read_all
+):
+  pytest.importorskip("google_crc32c")
+
+  def example(number, **changes):
+    fields = {"image": png(number), "label": b"cat", **changes}
+    return tf_examples.example(**fields)
+
+  address = tf_examples.write(
+    tmp_path / "a.tfrecord",
+    example(0, image=[png(0), png(1)]),
+    example(1),
+    example(2, label=b"\xff"),
+    example(3, label=7),
+    example(4, label=b"dog"),
+    example(5, image=b""),
+  )
+  found = read_all(sources.open_source(address))
+  assert [getattr(item, "texts", item) for item in found] == [
+    "several_values",
+    ("cat",),
+    "not_utf8",
+    "other_type",
+    ("dog",),
+    "empty_image",
+  ]
+  numbers = [{"text": b"a", "label": x} for x in ([1, 2], 3, b"x", -1)]
+  address = tf_examples.write(
+    tmp_path / "b.tfrecord",
+    *(example(i, **fields) for i, fields in enumerate(numbers)),
+  )
+  found = read_all(sources.open_source(address))
+  labels = [getattr(item, "label", item) for item in found]
+  assert labels == ["several_values", 3, "other_type", None]
+
+
+@pytest.mark.parametrize(
+  "texts",
+  [
+    pa.array([b"a", b"\xff", b"c"]).view(pa.string()),
+    pa.array([b"a", b"\xff" * 50, b"c"], pa.binary_view()).view(
+      pa.string_view()
+    ),
+    pa.ListArray.from_arrays(
+      pa.array([0, 1, 2, 3], pa.int32()),
+      pa.array([b"a", b"\xff", b"c"]).view(pa.string()),
+    ),
+  ],
+)
+def test_a_saved_text_that_is_no_utf_8_costs_its_row(
+  tmp_path, png, read_all, texts
+):
+  images = pa.array([png(i) for i in range(3)])
+  _save(tmp_path / "saved", pa.table({"image": images, "text": texts}))
+  found = read_all(sources.open_source(f"hf:{tmp_path}/saved"))
+  assert [getattr(item, "texts", item) for item in found] == [
+    ("a",),
+    "not_utf8",
+    ("c",),
+  ]
+
+
+def test_a_saved_path_that_is_no_utf_8_costs_its_row(tmp_path, png, read_all):
+  paths = pa.array([b"a", b"\xff"]).view(pa.string())
+  images = pa.array([png(0), None], pa.binary())
+  image = pa.StructArray.from_arrays([images, paths], ["bytes", "path"])
+  table = pa.table({"image": image, "text": ["a", "b"]})
+  _save(tmp_path / "saved", table)
+  first, second = read_all(sources.open_source(f"hf:{tmp_path}/saved"))
+  assert (first.texts, second) == (("a",), "not_utf8")

@@ -1,6 +1,7 @@
 """A folder says what it reads as what, and what it leaves out."""
 
 import json
+import os
 
 import pytest
 
@@ -224,3 +225,40 @@ def test_links_to_folders_that_are_read_already_are_told(folder, tmp_path):
     "Links to folders that are read by another name are not read again: "
     "'cat/self', 'elk'."
   ]
+
+
+def test_a_link_to_itself_costs_no_other_image(folder, tmp_path, read_all):
+  (tmp_path / "self").symlink_to("self")
+  source = folder({"cat/a.png": None, "dog/b.png": None})
+  assert [item.texts for item in read_all(source)] == [("cat",), ("dog",)]
+
+
+def test_folders_that_cannot_be_opened_are_told(folder, tmp_path, monkeypatch):
+  scandir = os.scandir
+
+  def refuse(path):
+    if os.fspath(path) == str(closed):
+      raise PermissionError(13, "Permission denied", os.fspath(path))
+    return scandir(path)
+
+  monkeypatch.setattr(os, "scandir", refuse)
+  closed = tmp_path / "cow"
+  source = folder({f"{name}/a.png": None for name in ("cat", "cow", "dog")})
+  assert source.class_names == ("cat", "dog")
+  assert source.account.notes[0] == (
+    "Folders that cannot be opened (Permission denied) are left out, with all "
+    "that is in them: 'cow'."
+  )
+  closed = tmp_path
+  with pytest.raises(PermissionError):
+    folder({})
+
+
+def test_options_are_checked_whatever_the_layout(folder):
+  with pytest.raises(errors.UserError, match=r"captions=.*lines, text"):
+    folder({"cat/a.png": None, "dog/b.png": None}, "?captions=line")
+
+
+def test_a_class_is_never_called_by_nothing(folder, read_all):
+  source = folder({"_/a.png": None, "a_b/b.png": None})
+  assert [item.texts for item in read_all(source)] == [("_",), ("a b",)]

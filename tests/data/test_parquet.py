@@ -285,6 +285,7 @@ def _none(kind):
     ({"image": [b"x"], "text": ["x"]}, "caption=txet", "Did you mean 'text'"),
     ({"image": [b"x"], "text": ["x"]}, "label=image", "cannot be the label"),
     ({"image": [b"x"], "text": [1]}, "caption=text", "cannot be the caption"),
+    ({"image": [b"x"], "label": [0.5]}, "label=label", "or whole numbers"),
     ({"image": [b"x"], "text": ["x"]}, "root=/nowhere", "not a directory"),
     ({"image": [b"x"], "label": [0]}, "classes=/nowhere", "cannot be read"),
     ({"image": [b"x"], "text": ["x"]}, "captions=5", "Did you mean 'caption'"),
@@ -670,3 +671,138 @@ def test_the_verbs_read_a_parquet_table(tmp_path, labelled, capsys):
   assert _all(copy) == _all(sources.open_source(address))
   assert copy.class_names == ("sea lion", "ant", "Bee")
   assert pathlib.Path(out, "dataset.json").is_file()
+
+
+def _named(tmp_path, png, rows, *, numbers=False):
+  """Opens a table of paths and classes, by their names or their numbers."""
+  paths, labels = zip(*rows, strict=True)
+  for name in set(paths):
+    (tmp_path / name).write_bytes(png(ord(name)))
+  if not numbers:
+    _write(tmp_path / "a.parquet", {"image": paths, "label": labels}, rows=2)
+    return sources.open_source(f"parquet:{tmp_path}/a.parquet")
+  names = ("cat", "dog")
+  (tmp_path / "names").write_text("\n".join(names))
+  labels = [names.index(x.strip()) if x and x.strip() else -1 for x in labels]
+  _write(tmp_path / "a.parquet", {"image": paths, "label": labels}, rows=2)
+  return sources.open_source(
+    f"parquet:{tmp_path}/a.parquet?classes={tmp_path}/names"
+  )
+
+
+@pytest.mark.parametrize("numbers", [False, True])
+def test_rows_of_an_image_may_name_several_classes(
+  tmp_path, png, read_all, numbers
+):
+  # One row at most tells the class: the record has it, whichever row it is.
+  rows = [("a", None), ("b", "cat"), ("a", " dog"), ("b", "cat "), ("c", " ")]
+  source = _named(tmp_path, png, rows, numbers=numbers)
+  a, b, c = read_all(source)
+  assert (a.texts, a.label, a.labels) == (("dog",), 1, None)
+  assert (b.texts, b.label, b.labels) == (("cat",), 0, None)
+  assert c == "missing_label"
+  single = source.fingerprint
+  source = _named(tmp_path, png, [*rows, ("a", "cat")], numbers=numbers)
+  a, b, c = read_all(source)
+  assert (a.texts, a.label, a.labels) == (("cat", "dog"), None, (0, 1))
+  assert (b.texts, b.label, b.labels) == (("cat",), None, (0,))
+  assert c == "missing_label"
+  assert source.class_names == ("cat", "dog")
+  assert account.of(source).remarks()[-1] == (
+    "1 image has rows of several classes, and is of all of them."
+  )
+  assert source.fingerprint != single
+
+
+def test_classes_are_named_as_in_a_table_of_text(tmp_path, png, read_all):
+  labels = ["10", " 9", "9", "", None, "1", "\n"]
+  _write(tmp_path / "a.parquet", {"img": _images(png, range(7)), "cls": labels})
+  source = sources.open_source(f"parquet:{tmp_path}/a.parquet")
+  assert source.class_names == ("1", "9", "10")
+  found = [getattr(item, "label", item) for item in read_all(source)]
+  missing = "missing_label"
+  assert found == [2, 1, 1, missing, missing, 0, missing]
+
+
+def test_a_class_without_a_name_is_no_caption(tmp_path, png, read_all):
+  features = {"label": {"names": ["", "_", "a_b"], "_type": "ClassLabel"}}
+  columns = {"image": _images(png, range(3)), "label": [0, 1, 2]}
+  _write(tmp_path / "a.parquet", columns, features=features)
+  source = sources.open_source(f"parquet:{tmp_path}/a.parquet")
+  found = read_all(source)
+  assert found[0] == "empty_caption"
+  assert [record.texts for record in found[1:]] == [("_",), ("a b",)]
+
+
+@pytest.mark.parametrize(
+  ("captions", "texts"),
+  [
+    ([["one"], ["two", "three"]], [("one",), ("two", "three")]),
+    ([b"one", b"\xff"], [("one",), "not_utf8"]),
+  ],
+)
+def test_files_may_differ_in_the_type_of_their_captions(
+  tmp_path, png, read_all, captions, texts
+):
+  none = {"image": _none(IMAGE), "caption": _none(pa.string())}
+  _write(tmp_path / "0.parquet", none)
+  some = {"image": _images(png, range(2)), "caption": captions}
+  _write(tmp_path / "1.parquet", some)
+  found = read_all(sources.open_source(f"parquet:{tmp_path}"))
+  assert [getattr(item, "texts", item) for item in found] == texts
+
+
+def test_captions_that_are_named_are_no_images(tmp_path, png, read_all):
+  (tmp_path / "a").write_bytes(png(1))
+  _write(tmp_path / "a.parquet", {"image": ["a"], "note": [b"a cat"]})
+  address = f"parquet:{tmp_path}/a.parquet?caption=note"
+  (record,) = read_all(sources.open_source(address))
+  assert (record.image, record.texts) == (png(1), ("a cat",))
+
+
+def test_a_label_that_no_number_holds_is_bad(tmp_path, png, read_all):
+  labels = pa.array([0, 2**63 - 1, 2**63], pa.uint64())
+  columns = {"image": _images(png, range(3)), "text": list("abc")}
+  _write(tmp_path / "a.parquet", {**columns, "label": labels})
+  found = read_all(sources.open_source(f"parquet:{tmp_path}/a.parquet"))
+  labels = [getattr(item, "label", item) for item in found]
+  assert labels == [0, 2**63 - 1, "bad_label"]
+
+
+def test_files_of_no_split_are_told_with_each_split(tmp_path, captioned):
+  for name in ("train", "test", "more"):
+    captioned(tmp_path / f"{name}.parquet")
+  for address in ("/train", "/test/", "?split=test"):
+    source = sources.open_source(f"parquet:{tmp_path}{address}")
+    assert source.account.left_out.first_names() == ["more.parquet"]
+  assert not sources.open_source(f"parquet:{tmp_path}").account.left_out.counts
+
+
+def test_folders_that_are_named_like_files_are_told(
+  tmp_path, captioned, write_tar, png, read_all
+):
+  captioned(tmp_path / "0.parquet", range(2))
+  members = [("a.png", png(0)), ("a.txt", b"text")]
+  write_tar(tmp_path / "0.tar", members)
+  for suffix, count in (("parquet", 2), ("tar", 1)):
+    (tmp_path / f"1.{suffix}").mkdir()
+    scheme = "wds" if suffix == "tar" else suffix
+    for address in (f"{scheme}:{tmp_path}", f"{scheme}:{tmp_path}/*.{suffix}"):
+      source = sources.open_source(address)
+      assert len(read_all(source)) == count
+      assert source.account.left_out.first_names() == [f"1.{suffix}/"]
+
+
+def test_the_folders_that_spark_writes_hold_the_files(tmp_path, captioned):
+  captioned(tmp_path / "pairs.parquet" / "part-00000.parquet", range(2))
+  assert len(sources.open_source(f"parquet:{tmp_path}")) == 2
+  assert len(sources.open_source(f"parquet:{tmp_path}/pairs.parquet")) == 2
+
+
+def test_a_link_to_itself_is_one_damaged_file(tmp_path, captioned):
+  captioned(tmp_path / "0.parquet", range(2))
+  os.symlink("1.parquet", tmp_path / "1.parquet")
+  source = sources.open_source(f"parquet:{tmp_path}")
+  assert len(source) == 2
+  (said,) = account.of(source).warnings()
+  assert "links to a file that is not: about 2 records lost" in said

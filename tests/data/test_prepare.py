@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 import pickle
+import struct
 
 import numpy as np
 import pytest
@@ -243,6 +244,27 @@ def test_records_are_encoded_and_decoded(record):
     array_record.decode(array_record.encode(record)[:14])
 
 
+@pytest.mark.parametrize(
+  "changes",
+  [{"texts": "ab"}, {"texts": {"a": 1}}, {"label": -1}, {"label": 1.0}],
+)
+def test_a_header_of_another_form_is_none(changes):
+  header = json.dumps({"key": "k", "texts": ["a"], **changes}).encode()
+  data = b"CLIPJAX1" + struct.pack("<I", len(header)) + header + b"image"
+  with pytest.raises(ValueError, match="a record of clip_jax"):
+    array_record.decode(data)
+
+
+def test_more_records_than_bytes_are_not_believed(mixed, tmp_path):
+  prepare.prepare(mixed, tmp_path / "copy")
+  place = tmp_path / "copy" / "dataset.json"
+  content = json.loads(place.read_text())
+  content["files"][0]["records"] = 10**19
+  place.write_text(json.dumps(content))
+  with pytest.raises(errors.UserError, match="its files are not what"):
+    sources.open_source(f"arrayrecord:{tmp_path}/copy")
+
+
 def test_inspecting_says_what_is_in_the_data(mixed, tmp_path, write_tar):
   done = []
   found = prepare.inspect(mixed, first=2, on_record=done.append)
@@ -336,3 +358,11 @@ def test_what_a_copy_says_of_itself_is_not_believed_when_it_was_edited(
 
 def _parts(image):
   return ("png", image), ("txt", b"a cat on a mat")
+
+
+def test_a_pipe_among_files_of_records_is_not_waited_at(mixed, tmp_path):
+  prepare.prepare(mixed, tmp_path / "copy")
+  (tmp_path / "copy" / "dataset.json").unlink()
+  os.mkfifo(tmp_path / "copy" / "00001.array_record")
+  with pytest.raises(errors.UserError, match="is not a regular file"):
+    sources.open_source(f"arrayrecord:{tmp_path}/copy")

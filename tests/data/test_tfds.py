@@ -364,3 +364,23 @@ def test_what_is_damaged_in_a_bucket_is_told_by_its_address(store):
   with pytest.raises(errors.UserError, match="open gs://data-1/t") as told:
     sources.open_source(address)
   assert "cache" not in str(told.value)
+
+
+@pytest.mark.parametrize(
+  ("name", "options", "message"),
+  [
+    ("tiny_pairs", "label=note", "'note' cannot be the label, .* whole number"),
+    ("tiny_pairs", "label=captions", "cannot be the label"),
+    ("tiny_pairs", "caption=label", "cannot be the caption, which is a text"),
+    ("tiny_pairs", "caption=note,image", "'image' cannot be the caption"),
+    ("tiny_pairs", "image=label", "cannot be the image"),
+    ("tiny_objects", "image=labels", "cannot be the image"),
+    ("tiny_objects", "caption=labels", "cannot be the caption"),
+  ],
+)
+def test_a_feature_of_another_kind_is_a_clear_error(
+  data_dir, name, options, message
+):
+  address = f"tfds:{name}/train?data_dir={data_dir}&{options}"
+  with pytest.raises(errors.UserError, match=message):
+    sources.open_source(address)

@@ -27,7 +27,14 @@ from typing import Any
 import numpy as np
 from array_record.python import array_record_module  # pyright: ignore
 
-from clip_jax import buckets, errors, json_text, places, terminal
+from clip_jax import (
+  buckets,
+  errors,
+  json_text,
+  places,
+  regular_files,
+  terminal,
+)
 from clip_jax.data import account as account_lib
 from clip_jax.data import record as record_lib
 from clip_jax.data.sources import captions as captions_lib
@@ -81,6 +88,8 @@ def decode(data: bytes, *, path: str = "") -> record_lib.Record:
     if "bad" in fields:
       raise record_lib.BadRecord(str(fields["bad"]), str(fields["key"]))
     labels = fields.get("labels")
+    if not isinstance(fields["texts"], list):
+      raise TypeError("a list of texts")
     record = record_lib.Record(
       image=data[end:],
       texts=tuple(fields["texts"]),
@@ -100,7 +109,8 @@ def decode(data: bytes, *, path: str = "") -> record_lib.Record:
     "".join(record.texts).encode("utf-8")
   except UnicodeEncodeError:
     raise record_lib.BadRecord("not_utf8", record.key) from None
-  if any(type(label) is not int for label in record.all_labels()):
+  labels = record.all_labels()
+  if any(type(label) is not int or label < 0 for label in labels):
     raise ValueError("a record of clip_jax whose label is not a number")
   return record
 
@@ -246,6 +256,7 @@ def _is_file_entry(entry: Any) -> bool:
       type(entry.get(size)) is int and entry[size] >= 0
       for size in ("records", "bytes")
     )
+    and entry["records"] <= entry["bytes"]
   )
 
 
@@ -292,6 +303,9 @@ class Writer:
 def _open_reader(path: str, *, copy: pathlib.Path | None) -> Any:
   # For random access: do not read ahead of the record.
   place = path if copy is None else str(copy)
+  # The library would wait at a pipe for ever; what is missing it tells itself.
+  with contextlib.suppress(OSError):
+    regular_files.open_regular(place).close()
   reader = array_record_module.ArrayRecordReader(
     place, options="readahead_buffer_size:0", file_reader_buffer_size=32_768
   )

@@ -129,6 +129,12 @@ def from_labels(
   return names or (NO_CLASS,)
 
 
+def spaced(name: str) -> str:
+  """Returns a class's name with spaces for its `_`, unless nothing is left."""
+  text = name.replace("_", " ")
+  return text if text.strip() else name
+
+
 def check_label(label: int, *, key: str, classes: int) -> None:
   """Raises `BadRecord` unless `label` is from 0 to `classes` - 1."""
   if not 0 <= label < classes:

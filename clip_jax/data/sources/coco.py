@@ -53,6 +53,7 @@ _BARS = "image_name|"  # Its first line begins so.
 _BAR_LINE = re.compile(r"(.+?)\|\s*\d+\s*\|?(.*)")
 _TRAIN, _MORE_TRAIN = "train", "restval"  # Karpathy's, of COCO.
 _TOO_LONG = "x" * (captions_lib.MAX_TEXT_BYTES + 1)
+_MOST_EXACT = 2**53  # Of floats.
 _SPLIT_FILE = re.compile(r"Flickr_?8k\.(\w+)Images\.txt")
 
 
@@ -187,8 +188,8 @@ def _from_lines(
         odd += bool(line.strip()) and not line.startswith(_BARS)
   if odd:
     notes.append(
-      f"{odd} line{'s' if odd > 1 else ''} of {terminal.escaped(path)} without "
-      "an image and a caption are left out."
+      f"{terminal.counted(odd, 'line')} of {terminal.escaped(path)} without an "
+      f"image and a caption {terminal.noun(odd, 'is', 'are')} left out."
     )
 
 
@@ -218,37 +219,44 @@ def _from_coco(
   images: list[Any], annotations: list[Any], notes: list[str]
 ) -> list[_Image]:
   captions: dict[Any, list[str]] = collections.defaultdict(list)
-  for each in annotations:
-    if isinstance(each, dict):
-      captions[_id(each.get("image_id"))].append(_text(each.get("caption")))
+  for each in map(_object, annotations):
+    captions[_id(each.get("image_id"))].append(_text(each.get("caption")))
+  strays = captions.pop(None, [])  # An image without an id is none of theirs.
   found = []
-  for each in images:
-    each = each if isinstance(each, dict) else {}
+  for each in map(_object, images):
     own = captions.pop(_id(each.get("id")), [])
     found.append(_Image(_text(each.get("file_name")), own))
-  if captions:
-    count = sum(map(len, captions.values()))
+  if count := len(strays) + sum(map(len, captions.values())):
     notes.append(
-      f"{count} caption{'s are' if count > 1 else ' is'} left out, of images "
-      "that are not listed."
+      f"{terminal.counted(count, 'caption is', 'captions are')} left out, of "
+      "images that are not listed."
     )
   return found
 
 
-def _id(value: Any) -> Any:
-  return value if isinstance(value, int | str) else None
+def _object(value: Any) -> dict[str, Any]:
+  return value if isinstance(value, dict) else {}
+
+
+def _id(value: Any) -> int | str | None:
+  """Returns the id of an image; None for what tells no image from others."""
+  if isinstance(value, float) and value.is_integer():
+    # pandas writes so; beyond the limit, different numbers are equal floats.
+    return int(value) if abs(value) < _MOST_EXACT else None
+  if isinstance(value, int | str) and not isinstance(value, bool):
+    return value
+  return None
 
 
 def _from_karpathy(image: Any) -> _Image:
-  image = image if isinstance(image, dict) else {}
+  image = _object(image)
   name = _text(image.get("filename"))
   if name and (folder := _text(image.get("filepath"))):
     name = f"{folder}/{name}"
   sentences = image.get("sentences")
   captions = [
-    _text(each.get("raw"))
+    _text(each.get("raw") if isinstance(each, dict) else each)
     for each in (sentences if isinstance(sentences, list) else ())
-    if isinstance(each, dict)
   ]
   return _Image(name, captions, _text(image.get("split")) or None)
 
@@ -293,18 +301,30 @@ def _of_splits(
 
 
 def _listed(images: list[_Image], path: str, notes: list[str]) -> list[_Image]:
-  """Returns the images that a file names, in its order."""
-  by_name = {os.path.basename(image.name): image for image in images}
+  """Returns the images that a file names, in its order.
+
+  Where it has other folders, or none, names without folders are compared.
+  """
+  by_name: dict[str, list[_Image]] = collections.defaultdict(list)
+  by_base: dict[str, list[_Image]] = collections.defaultdict(list)
+  for image in images:
+    by_name[image.name].append(image)
+    by_base[os.path.basename(image.name)].append(image)
   names = dict.fromkeys(captions_lib.read_lines(path))
-  missing = [name for name in names if os.path.basename(name) not in by_name]
+  found = {
+    name: by_name.get(name) or by_base.get(os.path.basename(name), [])
+    for name in names
+  }
+  missing = [name for name, own in found.items() if not own]
   if missing:
     notes.append(
       f"{len(missing)} of {terminal.counted(len(names), 'image')} in "
       f"{terminal.escaped(path)} {terminal.noun(len(missing), 'has', 'have')} "
       f"no caption, the first is '{terminal.escaped(missing[0], limit=80)}'."
     )
-  bases = map(os.path.basename, names)
-  return [by_name[base] for base in bases if base in by_name]
+  # Several names may be those of one image.
+  each = {id(image): image for own in found.values() for image in own}
+  return list(each.values())
 
 
 def _most_captions(options: dict[str, str]) -> int | None:

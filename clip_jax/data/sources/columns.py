@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 
 from clip_jax import errors, json_text, terminal
+from clip_jax.data.sources import captions as captions_lib
 from clip_jax.data.sources import naming, usual_names
 
 _METADATA = b"huggingface"
@@ -23,6 +24,14 @@ _IMAGES = (
 )
 # Captions in a column for each, as `caption_0` to `caption_4`.
 _NUMBERED = re.compile(r"(caption|text|sentence)s?[_-]?\d+")
+# What the columns may hold, by the options that name them.
+_KINDS = {
+  "image": "images are encoded files, alone or as `bytes` with a `path`, or "
+  "paths of files",
+  "caption": "captions are texts or lists of texts",
+  "label": "labels are texts or whole numbers (pandas makes floats of numbers "
+  "where some are missing: write them as Int64)",
+}
 _LABELS = (
   *("label", "labels", "cls", "class", "target", "fine_label"),
   "image/class/label",
@@ -100,12 +109,12 @@ def find(
   repeated = tuple(dict.fromkeys(n for n in schema.names if n not in fields))
   table = _Table(fields, _features(schema), repeated, path)
   image = table.named(options.get("image"), "image", _is_image)
-  image = image or table.find_image()
   captions = tuple(
     table.named(name, "caption", _is_caption)
     for name in filter(None, options.get("caption", "").split(","))
   )
   label = table.named(options.get("label"), "label", _is_label)
+  image = image or table.find_image(but=(*captions, label))
   captions = captions or table.find_captions(but=(image, label))
   label = label or table.find_label(but=(image, *captions), numbers=captions)
   if not captions and label is None:
@@ -157,11 +166,12 @@ class _Table:
     if not is_kind(self.fields[name]):
       raise errors.UserError(
         f"{self.path}: the column {name!r} cannot be the {option}, by "
-        f"its type; the columns are {self.listed()}."
+        f"its type; {_KINDS[option]}. The columns are {self.listed()}."
       )
     return name
 
-  def find_image(self) -> str:
+  def find_image(self, *, but: Iterable[str | None]) -> str:
+    others = set(self.fields) - set(but)
     declared = [
       name
       for name, feature in self.features.items()
@@ -169,12 +179,12 @@ class _Table:
     ]
     kinds = (
       (set(declared), _is_image, True),
-      (self.fields, _is_struct, True),
-      (self.fields, is_encoded, True),
+      (others, _is_struct, True),
+      (others, is_encoded, True),
       ({*_IMAGES, *usual_names.PATHS}, is_text, False),
     )
     for names, is_kind, any_name in kinds:
-      found = self._of_kind(is_kind, names)
+      found = self._of_kind(is_kind, others.intersection(names))
       usual = [name for name in (*_IMAGES, *usual_names.PATHS) if name in found]
       if usual or (any_name and len(found) == 1):
         return [*usual, *found][0]
@@ -263,7 +273,7 @@ def _class_names(
 def as_class_name(name: str) -> str:
   """Returns the name of a class as a text; `_` is read as a space."""
   name = name.encode("utf-8", "replace").decode("utf-8")
-  return name.replace("_", " ")
+  return captions_lib.spaced(name)
 
 
 def _plain(kind: pa.DataType) -> pa.DataType:

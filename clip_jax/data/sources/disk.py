@@ -59,7 +59,7 @@ def read_file(path: str, *, key: str, limit: int, within: str | None) -> bytes:
   except ValueError:  # A NUL in the path.
     raise record_lib.BadRecord("read_error", key) from None
   except OSError as error:
-    if error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
+    if error.errno == errno.ENAMETOOLONG:
       raise record_lib.BadRecord("missing_file", key) from None
     if error.errno in (errno.EACCES, errno.EPERM):
       raise record_lib.BadRecord("no_permission", key) from None
@@ -84,12 +84,15 @@ def walk(
     yield from _objects(root, account)
     return
   seen, outside, again = set(), [], []
+  closed: list[OSError] = []
   inside = within and os.path.join(os.path.realpath(within), "")
   left_out = account.left_out
   # Links come after all folders, so that a folder is read by its own name.
   starts = [root]
   for start in starts:
-    for directory, subdirectories, names in os.walk(start):
+    for directory, subdirectories, names in os.walk(
+      start, onerror=closed.append
+    ):
       real = os.path.realpath(directory)
       leads_out = inside and not os.path.join(real, "").startswith(inside)
       if leads_out:
@@ -110,6 +113,14 @@ def walk(
           left_out.add(_below(root, directory, name))
         else:
           yield _below(root, directory, name)
+  if closed:
+    if closed[0].filename == root:
+      raise closed[0]
+    named = _first([os.path.relpath(each.filename, root) for each in closed])
+    account.notes.append(
+      f"Folders that cannot be opened ({closed[0].strerror}) are left out, "
+      f"with all that is in them: {named}."
+    )
   if outside:
     account.notes.append(
       f"Folders that links lead to out of {terminal.escaped(root)} are not "

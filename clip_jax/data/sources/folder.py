@@ -176,6 +176,8 @@ def open_folder(
   layout = options.get("layout")
   if layout is not None and layout not in LAYOUTS:
     raise errors.unknown("value of layout=", layout, LAYOUTS)
+  if "captions" in options:
+    captions_lib.check_choice(options["captions"])
   within = None if disk.follows_links(options) else root
   account = account_lib.Account()
   names = sorted(disk.walk(root, account, within=within))
@@ -343,7 +345,7 @@ def _note_deeper(path: str, images: list[str]) -> Iterator[str]:
 def _class_name(directory: str) -> str:
   """Returns a directory's name as text; bytes that are no UTF-8 become "�"."""
   name = directory.encode("utf-8", "surrogateescape")
-  return name.decode("utf-8", "replace").replace("_", " ")
+  return captions_lib.spaced(name.decode("utf-8", "replace"))
 
 
 def _note_empty(root: str, images: list[str]) -> Iterator[str]:
@@ -354,13 +356,14 @@ def _note_empty(root: str, images: list[str]) -> Iterator[str]:
   classes = {name.split(os.sep)[0] for name in images}
   if buckets.is_address(root):  # Where a folder without objects is none.
     return
-  empty = sorted(
-    entry.name
-    for entry in os.scandir(root)
-    if entry.is_dir() and not entry.is_symlink()
-    if not disk.is_hidden(entry.name)
-    if entry.name not in classes
-  )
+  with os.scandir(root) as entries:
+    empty = sorted(
+      entry.name
+      for entry in entries
+      if entry.is_dir(follow_symlinks=False)
+      if not disk.is_hidden(entry.name)
+      if entry.name not in classes
+    )
   if empty:
     more = f" and {len(empty) - 5} more" if len(empty) > 5 else ""
     named = disk.listed(empty[:5])

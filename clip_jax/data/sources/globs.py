@@ -43,8 +43,16 @@ def find_files(pattern: str, *, suffix: str) -> list[str]:
       shards = [each for each in found if each.lower().endswith(suffix)]
       found = shards or found
       kinds = places.kinds(found)
-      for each, its_kind in zip(found, kinds, strict=True):
-        files += _listed(each, its_kind, suffix)
+      some = [
+        path
+        for each, its_kind in zip(found, kinds, strict=True)
+        for path in (
+          _in_folder(each, suffix)
+          if its_kind == "folder"
+          else _listed(each, its_kind, suffix)
+        )
+      ]
+      files += some or _listed(found[0], kinds[0], suffix)  # Raises.
     else:
       missing.append(name)
   if missing:
@@ -92,7 +100,8 @@ def unread(
       continue
     if os.path.isdir(path):  # Of a bucket's folders nothing is asked.
       with contextlib.suppress(OSError):
-        found += [f"{name}/"] if any(map(is_like, os.listdir(path))) else []
+        if any(map(is_like, [name, *os.listdir(path)])):
+          found.append(f"{name}/")
     elif is_like(name):
       found.append(name)
   return found
@@ -104,9 +113,8 @@ def _listed(path: str, kind: str | None, suffix: str) -> list[str]:
     return [path]
   if kind != "folder":
     raise errors.UserError(f"{path!r} is neither a file nor a directory.")
-  there = places.names(path)
-  names = [name for name in there if name.lower().endswith(suffix)]
-  if not names:
+  if not (found := _in_folder(path, suffix)):
+    there = places.names(path)
     seen = ", ".join(
       f"'{terminal.escaped(name, limit=80)}'" for name in there[:3]
     )
@@ -114,7 +122,14 @@ def _listed(path: str, kind: str | None, suffix: str) -> list[str]:
       f"Directory {path!r} holds no {suffix} files"
       + (f", but for example {seen}." if seen else "; it is empty.")
     )
-  return [os.path.join(path, name) for name in names]
+  return found
+
+
+def _in_folder(path: str, suffix: str) -> list[str]:
+  """Returns the files in a folder that end in `suffix`; folders are none."""
+  names = (n for n in places.names(path) if n.lower().endswith(suffix))
+  paths = (os.path.join(path, name) for name in names)
+  return [each for each in paths if not os.path.isdir(each)]
 
 
 def escaped(path: str) -> str:

@@ -87,10 +87,43 @@ class ArrowFile:
       return row_groups.Unpacked([], "truncated")
     try:
       batch = self._batches[group].select(list(columns))
-      batch.validate(full=True)  # Offsets may point anywhere.
+      for column in batch.columns:
+        _check(column)
     except row_groups.BROKEN:
       return row_groups.Unpacked([], "damaged_record")
     return row_groups.Unpacked([batch], "damaged_record")
+
+
+def _check(column: pa.Array) -> None:
+  """Raises ArrowInvalid for values that may lie anywhere.
+
+  A text that is not UTF-8 passes: it is told where its row is read.
+  """
+  try:
+    column.validate(full=True)
+  except pa.ArrowInvalid:
+    column.view(_with_bytes(column.type)).validate(full=True)
+
+
+def _with_bytes(kind: pa.DataType) -> pa.DataType:
+  """Returns a type of the same layout that has bytes in place of texts."""
+  types = pa.types
+  if types.is_struct(kind):
+    return pa.struct([(part.name, _with_bytes(part.type)) for part in kind])
+  for is_kind, make in (
+    (types.is_list, pa.list_),
+    (types.is_large_list, pa.large_list),
+  ):
+    if is_kind(kind):
+      return make(_with_bytes(kind.value_type))
+  for is_kind, plain in (
+    (types.is_string, pa.binary()),
+    (types.is_large_string, pa.large_binary()),
+    (types.is_string_view, pa.binary_view()),
+  ):
+    if is_kind(kind):
+      return plain
+  return kind
 
 
 def _lies_within(batch: pa.RecordBatch, mapped: pa.Buffer) -> bool:

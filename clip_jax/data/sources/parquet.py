@@ -6,11 +6,12 @@ A row is a record. Columns hold
   path. Rows of the same path become one record, as in a table of text.
 - captions: a text or a list of texts; several columns where there is a column
   for each caption.
-- a label: the name of a class, or its number. The names of numbers are those of
-  `datasets`' metadata in the schema, or of `?classes=`. Files whose schemas
-  list the same classes in different orders are read by the names, numbered as
-  in the first file. A number below zero is no label. Without captions, the
-  label's name is the caption.
+- a label: the name of a class, or its number; an image with rows of several
+  classes is of all of them. The names of numbers are those of `datasets`'
+  metadata in the schema, or of `?classes=`. Files whose schemas list the same
+  classes in different orders are read by the names, numbered as in the first
+  file. A number below zero is no label. Without captions, the label's name is
+  the caption.
 
 Options:
   image, caption, label: names of the columns, captions joined by commas; by
@@ -32,7 +33,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import pyarrow as pa
 
-from clip_jax import errors, terminal
+from clip_jax import errors, places, terminal
 from clip_jax.data import account as account_lib
 from clip_jax.data import record as record_lib
 from clip_jax.data.sources import captions as captions_lib
@@ -101,11 +102,11 @@ def open_tables(
   total = sum(sum(footer.rows) for footer in footers.values())
   for name in damages:
     lost.setdefault(name, max(1, round(total / len(footers))))
-  places = [(name, 0, reason) for name, reason in damages.items()]
+  sites = [(name, 0, reason) for name, reason in damages.items()]
   for name, footer in footers.items():
     if footer.damage is not None:
       offset, reason, lost[name] = footer.damage
-      places.append((name, offset, reason))
+      sites.append((name, offset, reason))
   if any(footer.index is not None for footer in footers.values()):
     opener = row_groups.Reopen(opener, footers)
   classes = options.get("classes")
@@ -129,7 +130,7 @@ def open_tables(
       else captions_lib.read_classes(classes)
     ),
     account=account_lib.Account(
-      damages=places,
+      damages=sites,
       lost=lost,
       choices=list(_choices(columns, list(footers.values()))),
     ),
@@ -138,7 +139,10 @@ def open_tables(
   if not len(source):
     raise errors.UserError(f"{address} has no rows.")
   every = {*listing.files, *(x for of in listing.splits.values() for x in of)}
-  for name in globs.unread(address.partition(":")[2], every, like=(like,)):
+  place = address.partition(":")[2]
+  if listing.splits and not places.is_folder(places.expanded(place)):
+    place = place.rstrip("/").rpartition("/")[0]  # Of DIRECTORY/SPLIT.
+  for name in globs.unread(place, every, like=(like,)):
     source.account.left_out.add(name)
   return source if split is None else views.part(source, split)
 

@@ -73,7 +73,11 @@ def list_files(path: str) -> Listing:
 def _list_directory(path: str) -> Listing:
   for folders in _FOLDERS:
     pattern = os.path.join(glob.escape(path), folders, f"*{SUFFIX}")
-    if found := places.matching(pattern):
+    # Spark writes folders of this suffix, with the files in them.
+    found = [
+      each for each in places.matching(pattern) if not os.path.isdir(each)
+    ]
+    if found:
       break
   else:  # Raises the error for a directory without such files.
     return Listing(tuple(globs.find_files(path, suffix=SUFFIX)))

@@ -9,20 +9,23 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from clip_jax import errors
+from clip_jax import errors, terminal
 from clip_jax.data import account as account_lib
 from clip_jax.data import record as record_lib
 from clip_jax.data.sources import captions as captions_lib
-from clip_jax.data.sources import columns as columns_lib
 from clip_jax.data.sources import (
+  classified,
   disk,
   grouping,
   image_files,
   row_groups,
   strings,
 )
+from clip_jax.data.sources import columns as columns_lib
 
 _MAX_CLASSES = 100_000
+_NO_LABEL = -1
+_MOST_LABEL = 2**63  # Of int64, in which labels are compared.
 
 
 class Rows:
@@ -84,11 +87,20 @@ class Rows:
       self.class_names = tuple(map(columns_lib.as_class_name, names))
     # Record i has the rows from bound i to bound i + 1 of this order.
     self._order = self._bounds = None
+    self._several = False  # Whether an image may be of several classes.
     if columns.has_paths:
       self._order, self._bounds = self._group_rows(columns.image)
+      count = 0 if columns.label is None else self._count_several(columns.label)
+      if count:
+        self._several = True
+        account.choices.append(
+          f"{terminal.counted(count, 'image')} "
+          f"{terminal.noun(count, 'has', 'have')} rows of several classes, and "
+          f"{terminal.noun(count, 'is', 'are')} of all of them."
+        )
     self.fingerprint = self._digest(footers)
-    if footers:
-      self.account.notes.extend(self._note_captions(footers[0].schema))
+    schemas = (footer.schema for footer in footers if sum(footer.rows))
+    self.account.notes.extend(self._note_captions(next(schemas, None)))
 
   def __len__(self) -> int:
     if self._bounds is not None:
@@ -103,9 +115,8 @@ class Rows:
     else:
       rows = self._order[slice(*self._bounds[index : index + 2])].tolist()
     found = list(map(self._cells, rows))
-    cells, key = found[0]
-    file = self._file(rows[0])
-    label = self._label(cells, key, file)
+    cells, key, file = found[0]
+    numbers = self._classes(found)
     cell = cells[self._columns.image]
     if self._columns.has_paths:
       key = self._name(cell, key)
@@ -114,35 +125,41 @@ class Rows:
       path, image = self._encoded(
         cell, key, table=self._groups.files.paths[file]
       )
-    texts = [text for row, of in found for text in self._texts(row, of)]
-    if texts:
-      checked = captions_lib.checked(texts, key=key)
-    else:
-      checked = self._class_as_caption(label, key)
+    texts = [text for row, of, _ in found for text in self._texts(row, of)]
+    texts = texts or self._names_of_classes(numbers, key)
     return record_lib.Record(
-      image=image, texts=checked, key=key, label=label, path=path
+      image=image,
+      texts=captions_lib.checked(texts, key=key),
+      key=key,
+      label=numbers[0] if numbers and not self._several else None,
+      labels=numbers if numbers and self._several else None,
+      path=path,
     )
 
-  def _file(self, row: int) -> int:
-    """Returns the number of the file that has a row."""
-    slot = int(np.searchsorted(self._ends, row, side="right"))
-    return int(self._files[slot])
-
-  def _cells(self, row: int) -> tuple[dict[str, Any], str]:
-    """Returns the cells of a row of all files, and a key for it."""
+  def _cells(self, row: int) -> tuple[dict[str, Any], str, int]:
+    """Returns the cells of a row of all files, a key for it, and its file."""
     slot = int(np.searchsorted(self._ends, row, side="right"))
     file, group = int(self._files[slot]), int(self._numbers[slot])
     before = np.searchsorted(self._files, file)  # Its first group.
     first = int(self._ends[before - 1]) if before else 0
     start = int(self._ends[slot - 1]) if slot else 0
     key = record_lib.name_row(self._names[file], row - first)
-    return self._groups.row(file, group, row - start, key=key), key
+    return self._groups.row(file, group, row - start, key=key), key, file
 
-  def _label(self, cells: dict[str, Any], key: str, file: int) -> int | None:
-    if self._columns.label is None:
-      return None
-    value = _value(cells[self._columns.label], key)
+  def _classes(
+    self, rows: list[tuple[dict[str, Any], str, int]]
+  ) -> tuple[int, ...]:
+    """Returns the numbers of the classes that the rows of a record name."""
+    if (name := self._columns.label) is None:
+      return ()
+    labels = {self._label(cells[name], key, file) for cells, key, file in rows}
+    return tuple(sorted(label for label in labels if label is not None))
+
+  def _label(self, cell: Any, key: str, file: int) -> int | None:
+    value = _value(cell, key)
     if isinstance(value, str):
+      if not (value := value.strip()):
+        return None
       value = self._labels.get(value)
       if value is None:  # Not in `?classes=`, or damaged when it was opened.
         raise record_lib.BadRecord("bad_label", key)
@@ -152,8 +169,9 @@ class Rows:
     if (classes := self._class_maps[file]) is not None:
       captions_lib.check_label(value, key=key, classes=len(classes))
       value = int(classes[value])
-    if self.class_names is not None:
-      captions_lib.check_label(value, key=key, classes=len(self.class_names))
+    names = self.class_names
+    most = _MOST_LABEL if names is None else len(names)
+    captions_lib.check_label(value, key=key, classes=most)
     return value
 
   def _name(self, cell: Any, key: str) -> str:
@@ -194,63 +212,78 @@ class Rows:
         if text is not None:
           yield text
 
-  def _class_as_caption(self, label: int | None, key: str) -> tuple[str, ...]:
+  def _names_of_classes(self, numbers: tuple[int, ...], key: str) -> list[str]:
+    """Returns what stands for captions; raises `BadRecord` without any."""
     only_labels = self._columns.label and not self._columns.captions
-    if only_labels and label is None:
+    if only_labels and not numbers:
       raise record_lib.BadRecord("missing_label", key)
     error = record_lib.BadRecord("missing_caption", key)
     if only_labels:
       if self.class_names is not None:
-        return (self.class_names[label],)
+        return [self.class_names[number] for number in numbers]
       error.hint = (
-        f"it has the label {label} and no text; add ?classes=FILE, a file with "
-        "a name a line, or ?caption=COLUMN to the address"
+        f"it has the label {numbers[0]} and no text; add ?classes=FILE, a file "
+        "with a name a line, or ?caption=COLUMN to the address"
       )
     raise error
 
-  def _walk(self, column: str) -> Iterator[tuple[int, row_groups.Texts]]:
-    """Yields (first row, texts) of the pieces of a column."""
+  def _walk(self, column: str) -> Iterator[tuple[int, int, pa.Array]]:
+    """Yields (file, first row, cells) of the pieces of a column."""
     start = 0
     for slot, end in enumerate(self._ends.tolist()):
-      file = self._groups.files.get(int(self._files[slot]))
+      number = int(self._files[slot])
+      file = self._groups.files.get(number)
       unpacked = file.unpack(int(self._numbers[slot]), (column,))
       for piece in unpacked.pieces(column):
         piece = piece[: max(0, end - start)]
         if len(piece):
-          yield start, row_groups.Texts.of(piece)
+          yield number, start, piece
         start += len(piece)
       start = end
 
-  def _note_captions(self, schema: pa.Schema) -> Iterator[str]:
-    """Yields sentences where the first captions look like none."""
+  def _note_captions(self, schema: pa.Schema | None) -> Iterator[str]:
+    """Yields sentences where the first captions look like none.
+
+    Args:
+      schema: of the first file with rows; what it has as lists is not looked
+        into.
+    """
+    if schema is None:
+      return
     for name in self._columns.captions:
-      if columns_lib.is_text(schema.field(name).type):
-        for _, texts in itertools.islice(self._walk(name), 1):
-          some = texts.array.slice(0, captions_lib.LOOKED_AT).to_pylist()
-          read = zip(some, texts.good, strict=False)
-          found = [text.decode() for text, good in read if good]
-          yield from captions_lib.note_lists(found)
-          yield from captions_lib.note_empties(found)
+      if not columns_lib.is_text(schema.field(name).type):
+        continue
+      for _, _, piece in itertools.islice(self._walk(name), 1):
+        if not columns_lib.is_text(piece.type):
+          continue  # That file is damaged, and this one has another type.
+        texts = row_groups.Texts.of(piece)
+        some = texts.array.slice(0, captions_lib.LOOKED_AT).to_pylist()
+        read = zip(some, texts.good, strict=False)
+        found = [text.decode() for text, good in read if good]
+        yield from captions_lib.note_lists(found)
+        yield from captions_lib.note_empties(found)
 
   def _find_classes(self, column: str) -> list[str]:
     names: set[str] = set()
-    for _, texts in self._walk(column):
+    for _, _, piece in self._walk(column):
+      texts = row_groups.Texts.of(piece)
       found = texts.array.filter(pa.array(texts.good)).unique().to_pylist()
-      names.update(name.decode() for name in found)
+      names.update(name.decode().strip() for name in found)
       if len(names) > _MAX_CLASSES:
         raise errors.UserError(
           f"The column {column!r} has more than {_MAX_CLASSES} different texts,"
           " so it holds no labels. Choose another with ?label=COLUMN, or"
           " captions with ?caption=COLUMN."
         )
-    return sorted(names)
+    return classified.in_order(names - {""})
 
   def _group_rows(self, column: str) -> tuple[np.ndarray, np.ndarray]:
     """Returns the rows in an order where those of a path are together."""
     total = int(self._ends[-1]) if len(self._ends) else 0
     # Rows whose paths are missing or damaged are records by themselves.
     hashes = grouping.hash_numbers(np.arange(total))
-    for start, texts in self._walk(column):
+    for _, start, piece in self._walk(column):
+      texts = row_groups.Texts.of(piece)
       first, last = texts.bounds[[0, -1]].tolist()
       data = texts.array.buffers()[2]
       sizes = np.diff(texts.bounds)
@@ -262,6 +295,42 @@ class Rows:
       )
     order, bounds = grouping.group(hashes)
     return np.arange(total) if order is None else order, bounds
+
+  def _count_several(self, column: str) -> int:
+    """Returns how many images have rows of different classes."""
+    order, bounds = self._order, self._bounds
+    assert order is not None and bounds is not None
+    if len(bounds) > len(order):  # A row each.
+      return 0
+    labels = np.full(len(order), _NO_LABEL)
+    for file, start, piece in self._walk(column):
+      labels[start : start + len(piece)] = self._numbers_in(piece, file)
+    labels = labels[order]
+    last = np.maximum.reduceat(labels, bounds[:-1])
+    labels[labels < 0] = _MOST_LABEL - 1
+    first = np.minimum.reduceat(labels, bounds[:-1])
+    return int((first < last).sum())
+
+  def _numbers_in(self, piece: pa.Array, file: int) -> np.ndarray:
+    """Returns the classes of labels, int64 (cells,); below 0 for none."""
+    if self._columns.label_is_text:
+      texts = row_groups.Texts.of(piece).array.dictionary_encode()
+      known = [
+        self._labels.get(strings.decode(text).strip(), _NO_LABEL)
+        for text in texts.dictionary.to_pylist()
+      ]
+      piece, classes = texts.indices, np.array(known, np.int64)
+    else:
+      classes = self._class_maps[file]
+    cells = piece.cast(pa.int64(), safe=False).fill_null(_NO_LABEL)
+    numbers = np.array(cells)
+    if classes is not None:
+      there = (numbers >= 0) & (numbers < len(classes))
+      numbers[there] = classes[numbers[there]]
+      numbers[~there] = _NO_LABEL
+    if self.class_names is not None:  # Others make a record bad.
+      numbers[numbers >= len(self.class_names)] = _NO_LABEL
+    return numbers
 
   def _digest(self, footers: Sequence[row_groups.Footer]) -> str:
     columns = self._columns
@@ -275,6 +344,8 @@ class Rows:
       digest.update(footer.digest.encode())
     if self._order is not None and self._bounds is not None:
       digest.update(self._order.tobytes() + self._bounds.tobytes())
+    if self._several:
+      digest.update(b"several")
     return digest.hexdigest()
 
 

@@ -359,6 +359,7 @@ def _form(
     columns=len(columns),
     image=image,
     caption=caption,
+    has_classes=text == "label",
   )
   return form, read
 

@@ -28,7 +28,8 @@ class Form:
     quotes: whether fields may stand in double quotes.
     columns: number of the header's.
     image: number of the column of images.
-    caption: number of the column of captions.
+    caption: number of the column of captions, or of classes.
+    has_classes: whether it has classes.
   """
 
   path: str
@@ -37,6 +38,7 @@ class Form:
   columns: int
   image: int
   caption: int
+  has_classes: bool = False
 
 
 class Lines:

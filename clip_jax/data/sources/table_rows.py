@@ -236,9 +236,10 @@ class Reader:
         "separator by ?sep=."
       )
     if count := self._silent.count:
+      what = "class" if self._form.has_classes else "caption"
       rows_are = "1 row has" if count == 1 else f"{count} rows have"
       yield (
-        f"{rows_are} no caption, the first for the image "
+        f"{rows_are} no {what}, the first for the image "
         f"'{terminal.escaped(self._silent.said, limit=80)}'; only its other "
         "rows count."
       )

@@ -27,14 +27,16 @@ from clip_jax import buckets, errors, mirrors, places
 from clip_jax.data import account as account_lib
 from clip_jax.data import record as record_lib
 from clip_jax.data.sources import captions as captions_lib
-from clip_jax.data.sources import lazy_imports, tfds_prepared, usual_names
+from clip_jax.data.sources import (
+  lazy_imports,
+  tfds_features,
+  tfds_prepared,
+  usual_names,
+)
 
 with lazy_imports.kept_to("tensorflow_datasets"):
   import tensorflow_datasets as tfds
 
-_IMAGES = ("image",)
-_CAPTIONS = ("caption", "captions", "captions/text", *usual_names.CAPTIONS)
-_LABELS = ("label",)
 _ABOUT = "dataset_info.json"
 _SHARD = re.compile(r"-(\w+)\.\w+-\d+-of-\d+$")
 
@@ -173,20 +175,18 @@ def open_tfds(path: str, options: dict[str, str]) -> TfdsSource:
     )
   builder = _open_builder(name, split, options.get("data_dir"))
   features = builder.info.features
-  image = _find(features, options.get("image"), _IMAGES, _is_image, "image")
+  image = tfds_features.find(features, options.get("image"), "image")
   if image is None:
     raise errors.UserError(f"tfds:{name} has no image among its features.")
   wanted = [x for x in options.get("caption", "").split(",") if x] or [None]
-  several = [
-    _find(features, one, _CAPTIONS, _is_text, "caption") for one in wanted
-  ]
+  several = [tfds_features.find(features, one, "caption") for one in wanted]
   captions = tuple(one for one in several if one is not None)
-  label = _find(features, options.get("label"), _LABELS, _is_label, "label")
+  label = tfds_features.find(features, options.get("label"), "label")
   if not captions and label is None:
     texts = [
       name
       for name, feature in features.items()
-      if _is_text(feature) and not usual_names.is_key(name)
+      if tfds_features.is_text(feature) and not usual_names.is_key(name)
     ]
     captions = tuple(texts) if len(texts) == 1 else ()
   if not captions and label is None:
@@ -194,9 +194,10 @@ def open_tfds(path: str, options: dict[str, str]) -> TfdsSource:
       f"tfds:{name} has neither captions nor labels; its features are"
       f" {', '.join(features)}. Name one with ?caption=NAME."
     )
-  names = None if label is None else _class_names(features, label)
+  class_names = tfds_features.class_names
+  names = None if label is None else class_names(features, label)
   ignored = options.get("ignored")
-  if ignored is not None and _class_names(features, ignored) != names:
+  if ignored is not None and class_names(features, ignored) != names:
     raise errors.UserError(
       f"tfds:{name}: ignored={ignored} is no feature with the classes of "
       f"{label}; its features are {', '.join(features)}."
@@ -207,7 +208,7 @@ def open_tfds(path: str, options: dict[str, str]) -> TfdsSource:
     image=image,
     captions=captions,
     label=label,
-    class_names=names and tuple(name.replace("_", " ") for name in names),
+    class_names=names and tuple(map(captions_lib.spaced, names)),
     ignored=ignored,
     guessed="image" not in options or not {"caption", "label"} & options.keys(),
   )
@@ -312,60 +313,6 @@ def _open_split(builder: Any, split: str, image: str) -> Any:
     raise errors.unknown(
       f"split of tfds:{builder.info.full_name}", split, builder.info.splits
     ) from error
-
-
-def _is_image(feature: Any) -> bool:
-  return type(feature).__name__ == "Image"
-
-
-def _is_text(feature: Any) -> bool:
-  inner = getattr(feature, "feature", feature)  # Of a sequence.
-  return type(inner).__name__ == "Text"
-
-
-def _is_label(feature: Any) -> bool:
-  return type(feature).__name__ == "ClassLabel"
-
-
-def _find(
-  features: Any, wanted: str | None, usual: tuple[str, ...], is_kind, what: str
-) -> str | None:
-  """Returns the path of the wanted or the usual feature of a kind.
-
-  Of images and labels it may be the only one.
-  """
-  if wanted is not None:
-    if _feature(features, wanted) is None:
-      raise errors.unknown(f"feature for {what}=", wanted, features)
-    return wanted
-  for path in usual:
-    feature = _feature(features, path)
-    if feature is not None and is_kind(feature):
-      return path
-  if what == "caption":
-    return None
-  of_kind = [name for name, feature in features.items() if is_kind(feature)]
-  if len(of_kind) > 1 and what == "image":
-    raise errors.UserError(
-      f"Several features are images: {', '.join(of_kind)}. Choose with"
-      " ?image=NAME."
-    )
-  return of_kind[0] if len(of_kind) == 1 else None
-
-
-def _feature(features: Any, path: str) -> Any:
-  for part in path.split("/"):
-    features = getattr(features, "feature", features)  # Of a sequence.
-    try:
-      features = features[part]
-    except (KeyError, TypeError, AttributeError):
-      return None
-  return features
-
-
-def _class_names(features: Any, path: str) -> Any:
-  feature = _feature(features, path)
-  return getattr(getattr(feature, "feature", feature), "names", None)
 
 
 def _look_up(example: Any, path: str) -> Any:

@@ -7,10 +7,11 @@ rotated by 15 bits, plus 0xa282ead8. The first opening reads all lengths, and a
 record its own bytes only; all checksums are compared.
 
 Features are the columns, by the options of `parquet:`: texts are features of
-bytes that are UTF-8 in the first records, images those that are not, labels
-integers.
+bytes that are UTF-8 in most of the first records, images those that are not,
+labels integers.
 """
 
+import collections
 import functools
 import hashlib
 import os
@@ -25,6 +26,7 @@ from google.protobuf import message
 
 from clip_jax import errors, places, versions
 from clip_jax.data import record as record_lib
+from clip_jax.data.sources import columns as columns_lib
 from clip_jax.data.sources import (
   disk,
   globs,
@@ -164,7 +166,8 @@ class TFRecordFile:
         cells.append(pa.array([cell], kind))
       except (pa.ArrowException, TypeError, OverflowError):
         texts = all(isinstance(value, bytes) for value in values)
-        return row_groups.Unpacked([], "not_utf8" if texts else "other_type")
+        is_text = texts and columns_lib.holds_texts(kind)
+        return row_groups.Unpacked([], "not_utf8" if is_text else "other_type")
     row = pa.RecordBatch.from_arrays(cells, names=list(columns))
     return row_groups.Unpacked([row], "damaged_record")
 
@@ -200,18 +203,26 @@ def _values(feature: Any) -> list[Any]:
 
 def _kind(seen: list[list[Any]]) -> pa.DataType | None:
   """Returns the type of a column whose first cells are `seen`."""
-  values = [value for cell in seen for value in cell]
-  if not values:
+  cells = [cell for cell in seen if cell]
+  # Nothing is a text, too, but may be a missing image.
+  cells = [cell for cell in cells if cell != [b""]] or cells
+  if not cells:
     return None
+  # Records may differ in the type of a feature; that of most is meant, and of
+  # bytes that are a text as often as none, none.
+  kinds = collections.Counter(map(_kind_of_cell, cells))
+  kind = max(kinds, key=lambda each: (kinds[each], each == pa.binary()))
+  several = sum(len(cell) > 1 for cell in cells)
+  # One caption is as good a list as several; else a list is another feature.
+  are_lists = several if kind == pa.string() else 2 * several > len(cells)
+  return pa.list_(kind) if are_lists else kind
+
+
+def _kind_of_cell(values: list[Any]) -> pa.DataType:
   if isinstance(values[0], bytes):
-    # Records may differ in the type of a feature.
-    is_text = all(
-      isinstance(value, bytes) and row_groups.is_utf8(value) for value in values
-    )
-    kind = pa.string() if is_text else pa.binary()
-  else:
-    kind = pa.int64() if isinstance(values[0], int) else pa.float64()
-  return pa.list_(kind) if any(len(cell) > 1 for cell in seen) else kind
+    is_text = all(map(row_groups.is_utf8, values))
+    return pa.string() if is_text else pa.binary()
+  return pa.int64() if isinstance(values[0], int) else pa.float64()
 
 
 def open_tfrecord(path: str, options: dict[str, str]) -> record_lib.Source:
@@ -221,7 +232,8 @@ def open_tfrecord(path: str, options: dict[str, str]) -> record_lib.Source:
   if places.is_folder(path):
     # Also `NAME.tfrecord-00000-of-00010`.
     found = filter(_NAMED.search, places.names(path))
-    names = [os.path.join(path, name) for name in found]
+    there = (os.path.join(path, name) for name in found)
+    names = [each for each in there if not os.path.isdir(each)]
   return parquet.open_tables(
     parquet_files.Listing(
       tuple(names or globs.find_files(path, suffix=_SUFFIX))
