@@ -138,13 +138,17 @@ def open_tables(
   )
   if not len(source):
     raise errors.UserError(f"{address} has no rows.")
-  every = {*listing.files, *(x for of in listing.splits.values() for x in of)}
-  place = address.partition(":")[2]
-  if listing.splits and not places.is_folder(places.expanded(place)):
-    place = place.rstrip("/").rpartition("/")[0]  # Of DIRECTORY/SPLIT.
-  for name in globs.unread(place, every, like=(like,)):
+  for name in _unread(listing, address.partition(":")[2], like):
     source.account.left_out.add(name)
   return source if split is None else views.part(source, split)
+
+
+def _unread(listing: parquet_files.Listing, path: str, like: str) -> list[str]:
+  """Returns what lies beside the files and is named like them."""
+  every = {*listing.files, *(x for of in listing.splits.values() for x in of)}
+  if listing.splits and not places.is_folder(places.expanded(path)):
+    path = path.rstrip("/").rpartition("/")[0]  # Of DIRECTORY/SPLIT.
+  return globs.unread(path, every, like=(like,))
 
 
 def of_split(
