@@ -18,6 +18,7 @@ from clip_jax import config as config_lib
 from clip_jax import encoding, errors, inference, loading
 from clip_jax.checkpoints import saving
 from clip_jax.checkpoints import state as state_lib
+from clip_jax.evals import probabilities
 from clip_jax.models import variants
 
 SPEC = small_model.SPEC
@@ -163,6 +164,11 @@ def test_probabilities_of_no_finite_scale_are_refused(model, log_scale):
   images = random_images(2)
   with pytest.raises(errors.UserError, match=r"logit scale is (nan|inf); its"):
     broken.classify(images, labels=["cat", "dog"])
+  scale = np.float32(np.exp(params["log_scale"]))
+  with pytest.raises(errors.UserError, match=r"logit scale is (nan|inf); its"):
+    probabilities.of(
+      np.zeros((1, 2)), kind="softmax", logit_scale=scale, logit_bias=None
+    )
   # Cosines do not depend on it.
   assert np.isfinite(broken.similarity(images, ["cat"])).all()
 

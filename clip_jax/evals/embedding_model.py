@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Callable
+from numbers import Real
 from typing import Any, Protocol
 
 import numpy as np
@@ -96,7 +97,7 @@ class Functions:
 def check_finite(**numbers: Any) -> None:
   """Raises UserError if a model's scale or bias, by name, is not finite."""
   for name, value in numbers.items():
-    if isinstance(value, float) and not math.isfinite(value):
+    if isinstance(value, Real) and not math.isfinite(value):
       raise errors.UserError(
         f"The model's logit {name} is {value}; its parameters are damaged or "
         "its training diverged. Use an earlier checkpoint."

@@ -68,7 +68,7 @@ def of(
     logit_bias: what is added to them; None for models that have none.
 
   Raises:
-    UserError: one of these two is a float that is not finite.
+    UserError: one of these two is a number that is not finite.
   """
   embedding_model.check_finite(scale=logit_scale, bias=logit_bias)
   return KINDS[kind](logit_scale * cosines + (logit_bias or 0.0))

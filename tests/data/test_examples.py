@@ -73,6 +73,7 @@ def test_features_of_several_values_and_labels_are_read(tmp_path, png):
   assert found[0].key == "a.tfrecord-00000-of-00001[0]"
   # A directory stands for the files that are named so.
   (tmp_path / "dataset_info.json").write_text("{}")
+  (tmp_path / "b.tfrecord").mkdir()  # A directory of that name is none.
   whole = sources.open_source(f"tfrecord:{tmp_path}")
   # As another process gets it, which searches nothing anew.
   copy = pickle.loads(pickle.dumps(whole))

@@ -288,7 +288,13 @@ def test_a_prediction_is_measured_by_its_scores(
     plain = json.loads(capsys.readouterr().out)
     cli.main([*map(str, command), "zero_shot", "--subtract-prior"])
     assert json.loads(capsys.readouterr().out)["top1"] != plain["top1"]
-  assert "no embedding space" in fails(*command, "retrieval")
+  said = fails(*command, "retrieval")
+  assert "no embedding space" in said
+  assert "--task linear_probe or knn its image features" in said
+  if kind == "bow":
+    train = ("--train-data", "builtin:digits/train")
+    cli.main([*map(str, command), "knn", *train])
+    assert json.loads(capsys.readouterr().out)["task"] == "knn"
   embed = ("embed", saved[kind], "--data", data, "--out", out)
   assert "no embedding space" in fails(*embed)
   hf = ("convert", saved[kind], out, "--to", "huggingface")
