@@ -7,11 +7,11 @@ from numbers import Real
 from typing import Any, Protocol
 
 import numpy as np
-from scipy import sparse
 
 from clip_jax import errors
 from clip_jax import preprocess as preprocess_lib
 from clip_jax.evals import prompts as prompts_lib
+from clip_jax.models import text_shares
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -23,11 +23,11 @@ class Likelihoods:
 
   Attributes:
     of_images: from uint8 (n, size, size, 3) to log-probabilities (n, units).
-    weights: of each unit in each text's score, sparse (units, texts).
+    weights: of the units in the texts' scores.
   """
 
   of_images: Callable[[np.ndarray], np.ndarray]
-  weights: sparse.csr_array
+  weights: text_shares.Shares
 
 
 # From texts to how they are scored.

@@ -41,12 +41,13 @@ def scores(
   counts = [len(texts) for texts in prompts.texts]
   flat = [text for texts in prompts.texts for text in texts]
   classes = np.repeat(np.arange(len(counts)), counts)
-  mean = sparse.csr_array(
-    (1 / np.repeat(counts, counts), (np.arange(len(flat)), classes))
-  )  # (texts, classes)
   likelihoods = score_texts(flat)
-  # (classes, units)
-  weights = sparse.csr_array(sparse.csr_array(likelihoods.weights @ mean).T)
+  units, texts, each = likelihoods.weights
+  prompts_of = np.repeat(counts, counts)  # Prompts of a text's class.
+  weights = sparse.csr_array(
+    (each / prompts_of[texts], (classes[texts], units)),
+    (len(counts), 1 + units.max()),
+  )
   # The logarithm of each unit's probabilities, summed over images: (units,).
   total, images = np.float64(-np.inf), 0
   held: list[Scored] = []

@@ -15,9 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from scipy import sparse
 
-from clip_jax.models import encoder, layers, text
+from clip_jax.models import encoder, layers, text, text_shares
 
 PREFIX = 4  # Tokens that stand for the image (paper, appendix A.2).
 # Logits that are computed at a time; in float32 these take 128 MiB.
@@ -104,19 +103,19 @@ class Captioner(nn.Module):
     )
     return -total.reshape(images, texts)
 
-  def units(self, tokens: np.ndarray) -> tuple[np.ndarray, sparse.csr_array]:
+  def units(self, tokens: np.ndarray) -> tuple[np.ndarray, text_shares.Shares]:
     """Returns texts without the padding that all of them have, and weights.
 
     Args:
       tokens: of the texts, (texts, length).
 
     Returns:
-      Tokens (texts, used length), and the identity as sparse weights (texts,
-      texts).
+      Tokens (texts, used length), and one as the weight of each.
     """
     longest = int(text.first_positions(tokens, self.end_id).max(initial=0)) + 1
-    one_each = sparse.csr_array(sparse.eye_array(len(tokens)))
-    return tokens[:, :longest], one_each
+    each = np.arange(len(tokens))
+    ones = np.ones(len(tokens))
+    return tokens[:, :longest], text_shares.Shares(each, each, ones)
 
   def _counted(self, tokens):
     """Returns bools (batch, length): the tokens that are predicted."""

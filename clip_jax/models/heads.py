@@ -11,10 +11,9 @@ from typing import Any, Protocol
 import flax.linen as nn
 import jax
 import numpy as np
-from scipy import sparse
 
 from clip_jax import errors
-from clip_jax.models import captioner, layers, word_predictor
+from clip_jax.models import captioner, layers, text_shares, word_predictor
 
 
 class Head(Protocol):
@@ -34,8 +33,8 @@ class Head(Protocol):
     """Returns the log-probability of each unit for each image."""
     ...
 
-  def units(self, tokens: np.ndarray) -> tuple[np.ndarray, sparse.csr_array]:
-    """Returns units of texts (texts, length), and weights (units, texts)."""
+  def units(self, tokens: np.ndarray) -> tuple[np.ndarray, text_shares.Shares]:
+    """Returns units of texts (texts, length), and their weights."""
     ...
 
 

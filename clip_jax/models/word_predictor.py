@@ -8,9 +8,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy import sparse
 
-from clip_jax.models import text
+from clip_jax.models import text, text_shares
 
 
 class WordPredictor(nn.Module):
@@ -56,7 +55,7 @@ class WordPredictor(nn.Module):
     """
     return jax.nn.log_softmax(self._logits(features), axis=1)[:, units]
 
-  def units(self, tokens: np.ndarray) -> tuple[np.ndarray, sparse.csr_array]:
+  def units(self, tokens: np.ndarray) -> tuple[np.ndarray, text_shares.Shares]:
     """Returns the words of texts, and their weights in the texts' scores.
 
     The score of a text is the mean log-probability of its words: a sum would
@@ -66,15 +65,12 @@ class WordPredictor(nn.Module):
       tokens: of the texts, (texts, length).
 
     Returns:
-      Ids (units,) and sparse weights (units, texts).
+      Ids (units,), and their weights.
     """
     shares = np.asarray(self._weights(jnp.asarray(tokens)), np.float64)
     rows, columns = np.nonzero(shares)
     words, places = np.unique(tokens[rows, columns], return_inverse=True)
-    weights = sparse.csr_array(
-      (shares[rows, columns], (places, rows)), (len(words), len(tokens))
-    )
-    return words, weights
+    return words, text_shares.Shares(places, rows, shares[rows, columns])
 
   @nn.compact
   def _logits(self, features):

@@ -5,7 +5,6 @@ import types
 
 import numpy as np
 import pytest
-from scipy import sparse
 
 from clip_jax import errors
 from clip_jax.evals import (
@@ -15,6 +14,7 @@ from clip_jax.evals import (
   tasks,
   zero_shot,
 )
+from clip_jax.models import text_shares
 
 TEXTS = {
   "cat": ["a cat", "the cat"],
@@ -49,8 +49,10 @@ def _model(log_p, weights):
 
   def score_texts(texts):
     asked.extend(texts)
+    units, held = weights.nonzero()
     return embedding_model.Likelihoods(
-      of_images=lambda images: log_p[images], weights=sparse.csr_array(weights)
+      of_images=lambda images: log_p[images],
+      weights=text_shares.Shares(units, held, weights[units, held]),
     )
 
   return types.SimpleNamespace(score_texts=score_texts, asked=asked)

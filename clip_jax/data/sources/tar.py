@@ -220,7 +220,9 @@ class _Scan:
     yield from self._close(expected, where)
     self._next = {}
     offset = min(expected, where)
-    size = where - offset
+    # Zeros at the end of the file are no part of what is passed over.
+    trailing = self._trailing_zeros() if found is None else 0
+    size = max(0, where - trailing - offset)
     headers = self._count_headers(offset, where)
     if self._end - expected < BLOCK:
       reason = "truncated"
@@ -232,7 +234,6 @@ class _Scan:
       reason = "damaged_header"
     yield Damage(offset, reason, size, headers)
     if found is None:
-      trailing = self._trailing_zeros()
       self._ended = trailing >= 2 * BLOCK
       if trailing > _MAX_END_BYTES:
         yield Damage(self._end - trailing, "zeros", trailing, at_end=True)
