@@ -682,8 +682,10 @@ def test_full_size_names_and_shapes_match_without_data(tmp_path, name):
 
 
 @pytest.mark.slow
-def test_a_full_size_model_comes_back(tmp_path):
-  config = transformers.CLIPConfig()  # ViT-B/32.
+def test_a_model_of_full_width_comes_back(tmp_path):
+  config = transformers.CLIPConfig()  # ViT-B/32, of one layer.
+  config.text_config.num_hidden_layers = 1
+  config.vision_config.num_hidden_layers = 1
   model = transformers.CLIPModel(config)
   model.save_pretrained(tmp_path / "source")
   convert.convert(tmp_path / "source", tmp_path / "ours", to="clip-jax")
