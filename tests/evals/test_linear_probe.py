@@ -263,14 +263,19 @@ def test_an_address_of_one_split_is_refused(address):
     splits.train_and_test(address)
 
 
+@pytest.mark.parametrize("scheme", ["folder", "wds"])
 @pytest.mark.parametrize("names", [("train", "val"), ("Training", "testing")])
-def test_a_folder_may_hold_both_parts(tmp_path, monkeypatch, names):
+def test_a_folder_may_hold_both_parts(tmp_path, monkeypatch, names, scheme):
   for name in names:
     (tmp_path / "x" / name).mkdir(parents=True)
   monkeypatch.setenv("HOME", str(tmp_path))
   for path in (tmp_path / "x", "~/x"):
-    found = splits.train_and_test(f"folder:{path}")
-    assert found == tuple(f"folder:{path}/{name}" for name in names)
+    found = splits.train_and_test(f"{scheme}:{path}")
+    assert found == tuple(f"{scheme}:{path}/{name}" for name in names)
+  (tmp_path / "x" / "0.tar").touch()  # Shards beside the folders count alone.
+  address = f"wds:{tmp_path}/x"
+  halves = f"{address}?split=train", f"{address}?split=held_out"
+  assert splits.train_and_test(address) == halves
 
 
 def test_an_unknown_built_in_is_called_so():

@@ -21,8 +21,8 @@ def train_and_test(
   """Returns the addresses of both parts; opens nothing.
 
   Built-in data and TensorFlow Datasets have the splits `train` and `test`. A
-  folder may hold two of these names, and tables files of two. Of other data a
-  fifth is held out.
+  folder of images or shards may hold two of these names, and tables files of
+  two. Of other data a fifth is held out.
 
   Args:
     address: a DATA address.
@@ -46,10 +46,10 @@ def train_and_test(
     )
   if scheme in ("builtin", "tfds"):
     return f"{scheme}:{path}/train{rest}", f"{scheme}:{path}/test{rest}"
-  if scheme == "folder" and (parts := _folders(path)):
-    train, test = (f"folder:{os.path.join(path, name)}" for name in parts)
-    return f"{train}{rest}", f"{test}{rest}"
-  if listed and (parts := split_names.train_and_test(listed.splits)):
+  parts = _folders(scheme, path)
+  if listed and not parts:
+    parts = split_names.train_and_test(listed.splits)
+  if parts:
     train, test = (f"{scheme}:{os.path.join(path, name)}" for name in parts)
     return f"{train}{rest}", f"{test}{rest}"
   if listed and listed.splits:
@@ -62,10 +62,14 @@ def train_and_test(
   return f"{address}{joint}split=train", f"{address}{joint}split=held_out"
 
 
-def _folders(path: str) -> tuple[str, str] | None:
+def _folders(scheme: str, path: str) -> tuple[str, str] | None:
   """Returns the folders to train and to test on inside of one, or None."""
   path = places.expanded(path)
-  names = places.names(path) if places.is_folder(path) else []
+  if scheme not in ("folder", "wds") or not places.is_folder(path):
+    return None
+  names = places.names(path)
+  if scheme == "wds" and any(x.lower().endswith(".tar") for x in names):
+    return None  # It holds shards itself.
   return split_names.train_and_test(names)
 
 
