@@ -313,6 +313,16 @@ def test_utf_16_is_recognised_and_told(tmp_path, png, encoding):
   assert "read as UTF-16" in note
 
 
+def test_bytes_that_are_no_utf_16_cost_one_row(tmp_path, png):
+  path = _table(tmp_path, "image,caption\na,one\nb,two\n", png, "utf-16-le")
+  content = path.read_bytes()
+  broken = content.replace("n".encode("utf-16-le") + b"e\0\n", b"\0\xd8e\0\n")
+  assert broken != content
+  path.write_bytes(broken)
+  source = sources.open_source(f"csv:{path}")
+  assert _reasons(source) == ["not_utf8", None]
+
+
 def test_a_long_field_costs_one_row(tmp_path, png):
   path = _table(
     tmp_path,

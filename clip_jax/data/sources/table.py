@@ -59,6 +59,9 @@ _BY_DEFAULT = ("\t", ",", "|", ";")  # The first that the header has.
 QUOTES = ("none",)
 _READ_BY = ("image", "caption", "label", "sep", "quote")  # Options.
 _UTF_8 = "utf-8-sig"
+# What bytes that are no UTF-16 become: as in UTF-8, no text that can be written.
+_SPOILED = "clip_jax.spoiled"
+codecs.register_error(_SPOILED, lambda error: ("\udcff", error.end))
 _IMAGE_FOLDERS = ("Images", "images")
 # By the first bytes. The longer mark goes first.
 _UTF_32, _UTF_16 = (
@@ -278,7 +281,7 @@ def open_text(path: str, notes: list[str]) -> TextIO:
     file.close()
     raise
   file.seek(0)
-  undecodable = "replace"
+  undecodable = _SPOILED
   if head.startswith(_UTF_32):
     encoding = "utf-32"
   elif head.startswith(_UTF_16):
