@@ -172,7 +172,8 @@ def _open(
     "zero_shot", data, labels=labels, templates=templates
   )
   train, test = sources.open_source(train_data), opened.source
-  order = labelled_features.check_parts((train, test), (train_data, data))
+  parts = (train, test), (train_data, data)
+  order = labelled_features.check_parts(*parts).train
   resolved = opened.class_prompts()
   told = [*account.tell(train, train_data), *account.tell(test, data)]
   pool = shots_lib.Pool(train, train_data)

@@ -2,17 +2,20 @@
 
 import collections
 import dataclasses
+import logging
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from clip_jax import errors
+from clip_jax import errors, terminal
 from clip_jax import preprocess as preprocess_lib
 from clip_jax.data import account, sources
 from clip_jax.data.sources import overlap, splits
 from clip_jax.evals import prompts
 from clip_jax.evals import reading as reading_lib
+
+_LOGGER = logging.getLogger(__name__)
 
 NOT_FINITE = (
   "The model gives features that are not finite; its parameters are damaged or "
@@ -77,7 +80,7 @@ def read_parts(
   `linear_probe.evaluate`."""
   train_data, data = addresses(data, train_data)
   opened = [sources.open_source(address) for address in (train_data, data)]
-  order = check_parts(opened, (train_data, data))
+  numbers = check_parts(opened, (train_data, data), may_lack=True)
   total, done = sum(map(len, opened)), 0
   bad: collections.Counter[str] = collections.Counter()
   read, warnings = [], []
@@ -94,9 +97,19 @@ def read_parts(
       )
     )
     done += len(source)
-  train, test = read
-  train = dataclasses.replace(train, labels=order[train.labels])
-  train = dataclasses.replace(train, class_names=test.class_names)
+  train, test = (
+    dataclasses.replace(
+      part, labels=own[part.labels], class_names=numbers.names
+    )
+    for part, own in zip(read, (numbers.train, numbers.test), strict=True)
+  )
+  if lacking := sorted({*numbers.names} - {*(opened[1].class_names or ())}):
+    warnings.append(
+      f"{data} has no image of {len(lacking)} of the "
+      f"{terminal.counted(len(numbers.names), 'class', 'classes')} of "
+      f"{train_data}, such as {lacking[0]!r:.80}."
+    )
+    _LOGGER.warning("%s", warnings[-1])
   about = {
     "data": data,
     "train_data": train_data,
@@ -128,31 +141,54 @@ def unlabelled(address: str) -> errors.UserError:
   return errors.UserError(f"{address} has examples without a label.")
 
 
+class Numbers(NamedTuple):
+  """The classes of two parts, as both are numbered from then on.
+
+  Attributes:
+    names: of the classes.
+    train: the number of each class of the training data.
+    test: the number of each class of the test data.
+  """
+
+  names: tuple[str, ...]
+  train: np.ndarray
+  test: np.ndarray
+
+
 def check_parts(
-  opened: Sequence[sources.Source], addresses: Sequence[str]
-) -> np.ndarray:
+  opened: Sequence[sources.Source],
+  addresses: Sequence[str],
+  *,
+  may_lack: bool = False,
+) -> Numbers:
   """Returns what `check_classes` does, of two parts that share no record.
 
   Args:
     opened: the training and the test data.
     addresses: of both, for messages.
+    may_lack: as in `check_classes`.
 
   Raises:
     UserError: a record is in both, or as in `check_classes`.
   """
-  order = check_classes(opened, addresses)
+  numbers = check_classes(opened, addresses, may_lack=may_lack)
   overlap.check_apart(opened, addresses, hint=_BOTH)
-  return order
+  return numbers
 
 
 def check_classes(
-  opened: Sequence[sources.Source], addresses: Sequence[str]
-) -> np.ndarray:
-  """Returns the test data's number of each class of the training data.
+  opened: Sequence[sources.Source],
+  addresses: Sequence[str],
+  *,
+  may_lack: bool = False,
+) -> Numbers:
+  """Returns the classes of two parts: the test data's, by their numbers there.
 
   Args:
     opened: the training and the test data.
     addresses: of both, for messages.
+    may_lack: whether the test data need not have all classes of the training
+      data; these are taken then.
 
   Raises:
     UserError: one has no classes, or they have not the same.
@@ -163,17 +199,21 @@ def check_classes(
         f"{address} has no classes to tell apart; a probe needs labelled data "
         "such as builtin:digits or a folder of class folders."
       )
-  train, test = (source.class_names or () for source in opened)
-  splits.check_same_classes((train, test), addresses)
-  if tuple(train) == tuple(test):
-    return np.arange(len(train))
+  train, test = (tuple(source.class_names or ()) for source in opened)
+  lacks = may_lack and {*test} < {*train}
+  if not lacks:
+    splits.check_same_classes((train, test), addresses)
+  if train == test:
+    return Numbers(test, np.arange(len(train)), np.arange(len(test)))
   if twice := prompts.repeated(train) or prompts.repeated(test):
     raise errors.UserError(
       f"{addresses[0]} and {addresses[1]} name their classes in different "
       f"orders, and give several the name {twice[0]!r}. Give all classes names "
       "that differ."
     )
-  return np.array([test.index(name) for name in train])
+  names = train if lacks else test
+  own = (np.array([names.index(x) for x in part]) for part in (train, test))
+  return Numbers(names, *own)
 
 
 def read_all(

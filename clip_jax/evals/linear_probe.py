@@ -50,7 +50,8 @@ def evaluate(
     reading: how the data are read.
 
   Raises:
-    UserError: the data have no classes, or not the same in both splits.
+    UserError: the data have no classes, or the test data one that the training
+      data lack.
   """
   parts = labelled_features.read_parts(
     data,

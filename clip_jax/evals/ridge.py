@@ -121,13 +121,13 @@ def open_few_shot(
   """
   addresses = splits.train_and_test(data, hint="")
   train, test = map(open_source, addresses)
-  order = labelled_features.check_classes((train, test), addresses)
+  numbers = labelled_features.check_classes((train, test), addresses)
   return FewShot(
     data=addresses[1],
     source=test,
     train_data=addresses[0],
     pool=shots_lib.Pool(train, addresses[0]),
-    order=order,
+    order=numbers.train,
   )
 
 

@@ -6,6 +6,7 @@ from PIL import Image
 from scipy import optimize, special
 from suite_stand_ins import png, write_tar
 
+import colours
 from clip_jax import errors
 from clip_jax.data import sources
 from clip_jax.data.sources import overlap, splits
@@ -291,20 +292,56 @@ class Source:
 def test_classes_are_matched_by_name():
   opened = [Source("cat", "dog", "owl"), Source("owl", "cat", "dog")]
   order = labelled_features.check_classes(opened, ("a", "b"))
-  assert order.tolist() == [1, 2, 0]
+  assert order.train.tolist() == [1, 2, 0]
+  assert order.names == opened[1].class_names
   with pytest.raises(errors.UserError, match=r"different classes: cat, owl"):
     labelled_features.check_classes(
       [Source("dog", "owl"), Source("cat", "dog")], ("a", "b")
     )
   twice = Source("a", "a", "b")
   order = labelled_features.check_classes([twice, twice], ("a", "b"))
-  assert order.tolist() == [0, 1, 2]
+  assert order.train.tolist() == [0, 1, 2]
   for other in (Source("b", "a", "a"), Source("a", "b")):
     for opened in ([twice, other], [other, twice]):
       with pytest.raises(errors.UserError, match="several the name 'a'"):
         labelled_features.check_classes(opened, ("a", "b"))
   with pytest.raises(errors.UserError, match="no classes"):
     labelled_features.check_classes([Source("dog"), Source()], ("a", "b"))
+
+
+@pytest.mark.parametrize("task", ["knn", "linear_probe"])
+def test_the_test_data_may_lack_classes(tmp_path, task):
+  """Their images are told among all classes; numbers are those of training."""
+  shades = {"ash": 0, "bay": 80, "elm": 160, "fir": 240}
+  for part, names in (("train", shades), ("test", ("bay", "fir"))):
+    for name in names:
+      for i in range(5):
+        path = tmp_path / part / name / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shade = shades[name] + i + 5 * (part == "test")
+        Image.new("RGB", (4, 4), (shade,) * 3).save(path)
+  (tmp_path / "test" / "bay" / "4.png").unlink()
+  found = linear_probe.evaluate(
+    task,
+    f"folder:{tmp_path}",
+    embed=lambda images: np.eye(4)[images[:, 0, 0, 0] // 80],
+    preprocess=colours.SPEC,
+    **({"neighbours": 3} if task == "knn" else {}),
+  )
+  assert (found["classes"], found["examples"]) == (4, 9)
+  assert found["top1"] == found["mean_per_class"] == 1
+  assert found["warnings"] == [
+    f"folder:{tmp_path}/test has no image of 2 of the 4 classes of "
+    f"folder:{tmp_path}/train, such as 'ash'."
+  ]
+  with pytest.raises(errors.UserError, match="classes: ash, elm are in one"):
+    linear_probe.evaluate(
+      task,
+      f"folder:{tmp_path}/train",
+      train_data=f"folder:{tmp_path}/test",
+      embed=None,
+      preprocess=None,
+    )
 
 
 def test_a_batch_of_bad_images_alone_adds_no_features():

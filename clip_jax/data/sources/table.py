@@ -59,9 +59,7 @@ _BY_DEFAULT = ("\t", ",", "|", ";")  # The first that the header has.
 QUOTES = ("none",)
 _READ_BY = ("image", "caption", "label", "sep", "quote")  # Options.
 _UTF_8 = "utf-8-sig"
-# What bytes that are no UTF-16 become: as in UTF-8, no text that can be written.
-_SPOILED = "clip_jax.spoiled"
-codecs.register_error(_SPOILED, lambda error: ("\udcff", error.end))
+_SPOILED = "clip_jax.spoiled"  # A way to read what is not in an encoding.
 _IMAGE_FOLDERS = ("Images", "images")
 # By the first bytes. The longer mark goes first.
 _UTF_32, _UTF_16 = (
@@ -69,6 +67,15 @@ _UTF_32, _UTF_16 = (
   (b"\xff\xfe", b"\xfe\xff"),
 )
 _MAX_FIELD = 2**31 - 1  # What a C long holds everywhere.
+
+
+def _spoil(error: UnicodeError) -> tuple[str, int]:
+  """Returns, for bytes that are none of UTF-16, what is no text either."""
+  assert isinstance(error, UnicodeDecodeError)
+  return "\udcff", error.end
+
+
+codecs.register_error(_SPOILED, _spoil)
 
 
 class Table:
