@@ -45,6 +45,7 @@ from clip_jax.train import peers
       "-k: must be a whole number, at least 1; got '0'",
     ),
     (["search", "index", "text", "-k", "x"], "whole number, at least 1"),
+    (["verify", "a", "b", "--seed", "-1"], "a whole number from 0 to"),
     (["train", "--steps=5"], "Did you mean --config.steps=5?"),
     (["train", "--batch-size", "5"], "--config.batch_size=N, 5 times"),
     (["train", "--config.steps=7", "--config.epochs=1"], "not both"),

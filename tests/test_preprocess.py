@@ -373,6 +373,13 @@ def test_bytes_paths_and_images_are_decoded_alike(tmp_path):
     np.testing.assert_array_equal(np.asarray(decoded), np.asarray(image))
 
 
+def test_an_image_of_no_name_is_told_as_such():
+  with pytest.raises(
+    preprocess_lib.ImageError, match=r"^'': cannot be read: No"
+  ):
+    preprocess_lib.decode("")
+
+
 def test_an_image_error_survives_a_pickle():
   error = preprocess_lib.ImageError("no good", reason="truncated")
   copy = pickle.loads(pickle.dumps(error))

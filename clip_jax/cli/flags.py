@@ -279,6 +279,11 @@ def count(text: str) -> int:
   return _number(text, int, 1, _MOST, said)
 
 
+def seed(text: str) -> int:
+  """Returns a whole number of at least 0, for argparse's `type`."""
+  return _number(text, int, 0, _MOST, f"a whole number from 0 to {_MOST}")
+
+
 def port(text: str) -> int:
   """Returns the number of a TCP port, or 0, for argparse's `type`."""
   return _number(text, int, 0, 65_535, "a whole number from 0 to 65535")

@@ -20,7 +20,12 @@ _OWN_LOGGER = "clip_jax"
 
 
 def survive_any_encoding() -> None:
-  """Makes stdout and stderr print "?" for characters they cannot encode."""
+  """Makes stdout and stderr print "?" for characters they cannot encode.
+
+  Messages to a stderr that is closed go nowhere.
+  """
+  if sys.stderr is None:
+    sys.stderr = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
   for stream in (sys.stdout, sys.stderr):
     # The streams of a test or a notebook may be of another class.
     if isinstance(stream, io.TextIOWrapper):
@@ -126,7 +131,7 @@ def _is_unicode(text: str) -> bool:
 
 def _plain(value: Any) -> Any:
   if isinstance(value, dict):
-    return {str(key): _plain(entry) for key, entry in value.items()}
+    return {_plain(str(key)): _plain(entry) for key, entry in value.items()}
   if isinstance(value, list | tuple):
     return [_plain(entry) for entry in value]
   if hasattr(value, "item"):  # A number of numpy or JAX.

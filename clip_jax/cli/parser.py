@@ -47,7 +47,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
   """
   parser, parsers = make_parser()
   if set(argv) == {"--version", "--json"}:
-    print(output.to_json(_installed()))
+    print(output.to_json(_installed()), flush=True)
     parser.exit()
   if not argv:
     _list(parser)
@@ -219,7 +219,7 @@ class _Version(argparse.Action):
     versions = ", ".join(f"{name} {found[name]}" for name in _LIBRARIES)
     print(f"clip-jax {found['clip_jax']}")
     print(f"{versions}, Python {found['python']}")
-    print(f"device: {found['device']}")
+    print(f"device: {found['device']}", flush=True)
     parser.exit()
 
 

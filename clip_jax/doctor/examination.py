@@ -102,7 +102,7 @@ def _errors_found(check: str, findings: list[Finding]) -> Iterator[None]:
     yield
   except (errors.UserError, OSError) as error:
     findings.append(Finding(check, PROBLEM, str(error)))
-  except RuntimeError as error:
-    if (known := errors.of_device(error)) is None:
+  except (RuntimeError, MemoryError) as error:
+    if (known := errors.of_machine(error)) is None:
       raise
     findings.append(Finding(check, PROBLEM, known))

@@ -249,7 +249,8 @@ def _read(data: Encoded, limits: Limits) -> tuple[bytes, str]:
       raise ImageError(str(error), reason="unreadable") from None
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path.
       raise ImageError(
-        f"{name}: cannot be read: {getattr(error, 'strerror', error)}.",
+        f"{name or repr(name)}: cannot be read: "
+        f"{getattr(error, 'strerror', error)}.",
         reason="unreadable",
       ) from error
   else:
