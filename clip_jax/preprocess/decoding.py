@@ -193,8 +193,10 @@ def read_header(data: Encoded, *, limits: Limits = DEFAULT_LIMITS) -> Header:
   """
   image, *_ = _open_checked(data, limits)
   width, height = image.size
-  # A PNG would be decoded in search of what may stand behind its pixels.
-  says = image.format != "PNG" or "exif" in image.info
+  # A TIFF's size is that of the image turned; a PNG would be decoded in search
+  # of what may stand behind its pixels.
+  is_png = image.format == "PNG"
+  says = "exif" in image.info if is_png else image.format != "TIFF"
   if says and _turn(image) in _SIDEWAYS:
     width, height = height, width
   return Header(width, height, image.format or "", image.mode)
