@@ -108,7 +108,7 @@ class Tokenizer:
     for name in ("pad_id", "start_id", "end_id"):
       value = getattr(self, name)
       optional = value is None and name != "pad_id"
-      if not optional and not (isinstance(value, int) and 0 <= value < 2**31):
+      if not optional and not (type(value) is int and 0 <= value < 2**31):
         raise errors.UserError(f"{name}={value!r} must be an id, 0 or more.")
     controls = (self.start_id is not None) + (self.end_id is not None)
     if self.context_length < controls + 1:
