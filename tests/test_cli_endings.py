@@ -94,6 +94,15 @@ def test_a_fault_of_our_own_keeps_its_traceback(monkeypatch):
     cli.main(["models"])
 
 
+def test_a_working_directory_that_is_gone_is_told(monkeypatch, tmp_path, fails):
+  gone = tmp_path / "gone"
+  gone.mkdir()
+  monkeypatch.chdir(gone)
+  gone.rmdir()
+  said = fails("train", "--config", "mine.py", "--workdir", "run")
+  assert said.startswith("Error: The working directory is gone; change into")
+
+
 @pytest.mark.parametrize("words", [["--version"], ["--version", "--json"]])
 def test_versions_that_cannot_be_written_are_a_clear_error(
   monkeypatch, capsys, words

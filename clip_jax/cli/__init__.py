@@ -79,7 +79,7 @@ def run(argv: Sequence[str]) -> int:
 def _run(arguments: argparse.Namespace, stdout: TextIO) -> int:
   try:
     versions.check()
-    parser.check_local(arguments)
+    parser.check_values(arguments)
     with output.stdout_kept_clean(), output.quiet(), mirrors.in_errors():
       for remark in arguments.remarks:
         _LOGGER.warning("%s", remark)
@@ -116,6 +116,10 @@ def _os_error(error: OSError) -> str:
   """Returns the message of an operating system's error, with its file."""
   if error.strerror is None:
     return str(error) or type(error).__name__
+  try:
+    os.getcwd()
+  except FileNotFoundError:
+    return "The working directory is gone; change into one that is there."
   said = f"{error.strerror}: {error.filename}"
   said = said if error.filename else error.strerror
   advice = _NO_ROOM.get(error.errno or 0)

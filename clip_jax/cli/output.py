@@ -121,7 +121,8 @@ def to_json(payload: Any) -> str:
   return json.dumps(_plain(payload), indent=2, allow_nan=False)
 
 
-def _is_unicode(text: str) -> bool:
+def is_unicode(text: str) -> bool:
+  """Whether a text, such as a file's name, is without bytes of no character."""
   try:
     text.encode("utf-8")
   except UnicodeEncodeError:
@@ -142,7 +143,7 @@ def _plain(value: Any) -> Any:
     # In each text, not in all of the JSON, where marks of it are escaped.
     value = mirrors.named(value)
     # A file's name may hold bytes that are not UTF-8; JSON cannot hold them.
-    return value if _is_unicode(value) else terminal.escaped(value)
+    return value if is_unicode(value) else terminal.escaped(value)
   if value is None or isinstance(value, bool | int | float):
     return value
   return str(value)  # A path.
