@@ -111,10 +111,11 @@ class Tokenizer:
       if not optional and not (type(value) is int and 0 <= value < 2**31):
         raise errors.UserError(f"{name}={value!r} must be an id, 0 or more.")
     controls = (self.start_id is not None) + (self.end_id is not None)
-    if self.context_length < controls + 1:
+    length = self.context_length
+    if not (type(length) is int and length > controls):
       raise errors.UserError(
-        f"context_length={self.context_length} leaves no room for text beside "
-        f"the start and the end token; give at least {controls + 1}."
+        f"context_length={length!r} must be a whole number that leaves room "
+        f"for text beside the start and the end token, at least {controls + 1}."
       )
     self._check_kind()
 
