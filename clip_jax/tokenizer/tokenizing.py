@@ -346,5 +346,5 @@ def _blaming(kind: str, file: tokenizer_file.File | None) -> Iterator[None]:
       raise
     raise errors.UserError(
       f"{file.path or file.name} is no valid file of the tokenizer {kind}: "
-      f"{error}. Fetch or make it again."
+      f"{str(error).rstrip('.')}. Fetch or make it again."
     ) from error
