@@ -151,7 +151,8 @@ def test_help_is_no_error(capsys, arguments):
 
 
 @pytest.mark.parametrize(
-  "address", ["foo", "127.0.0.1:abc", ":1", "host:99999"]
+  "address",
+  ["foo", "127.0.0.1:abc", ":1", "host:99999", f"host:{'9' * 5000}"],
 )
 def test_a_coordinator_has_host_and_port(fails, address):
   run = ["train", "--config=c", "--workdir=d", "--processes=2"]

@@ -297,7 +297,8 @@ def counts(text: str) -> list[int]:
 def host_and_port(text: str) -> str:
   """Returns HOST:PORT, for argparse's `type`."""
   host, _, port = text.rpartition(":")
-  if not host or not (port.isdecimal() and 0 < int(port) < 2**16):
+  is_short = port.isdecimal() and len(port) <= 5
+  if not (host and is_short and 0 < int(port) < 2**16):
     raise argparse.ArgumentTypeError(
       f"must be HOST:PORT, such as 10.0.0.1:1234; got {text!r}"
     )
