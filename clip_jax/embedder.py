@@ -306,7 +306,10 @@ class Embedder:
     while pending:
       collect()
     if not found:
-      return np.zeros((0, self.module.embed_dim), np.float32)
+      apply = functools.partial(self.module.apply, method=method)
+      one = jax.ShapeDtypeStruct((1, *inputs.shape[1:]), inputs.dtype)
+      shape = jax.eval_shape(apply, variables, one).shape
+      return np.zeros((0, *shape[1:]), np.float32)
     embeds = np.empty((len(inputs), *found[0][1].shape[1:]), np.float32)
     for rows, part in found:
       embeds[rows] = part

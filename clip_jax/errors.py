@@ -215,9 +215,14 @@ def first_line(error: BaseException) -> str:
   return lines[0] if lines else type(error).__name__
 
 
-def of_device(error: RuntimeError) -> str | None:
-  """Returns advice for a device error of JAX; None for other errors."""
-  first = str(error).partition("\n")[0]
+def of_machine(error: RuntimeError | MemoryError) -> str | None:
+  """Returns advice where memory or a device is lacking; None otherwise."""
+  first = first_line(error)
+  if isinstance(error, MemoryError):
+    return (
+      f"The memory of this machine does not suffice ({first}). Take a smaller "
+      "batch, or less of what else was asked for."
+    )
   if "Unable to initialize backend" in str(error):
     return (
       f"{first}. Install the extra for this hardware, 'jax[tpu]', "

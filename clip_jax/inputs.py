@@ -139,8 +139,8 @@ def check_pixels(images: Any, size: int) -> None:
   if not kind.endswith("uint8") or shape[1:] != (size, size, 3):
     raise errors.UserError(
       f"Preprocessed images must be uint8 (n, {size}, {size}, 3), each by "
-      f"clip.preprocess; got {kind} {shape or ''}. clip.encode_image takes "
-      "images of any kind."
+      f"clip.preprocess; got {kind}{f' {shape}' if shape else ''}. "
+      "clip.encode_image takes images of any kind."
     )
 
 

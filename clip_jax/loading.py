@@ -1,5 +1,6 @@
 """Loads a model of any format as a `Clip`."""
 
+import numbers
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -53,6 +54,9 @@ def load(
       "A model is named by a path or by hf-hub:ORG/NAME, got "
       f"{type(model).__name__}."
     )
+  is_whole = isinstance(step, numbers.Integral) and not isinstance(step, bool)
+  if step is not None and not is_whole:
+    raise errors.UserError(f"step={step!r:.100} must be a whole number.")
   if source_format is not None:
     opening.find_format(source_format)
   address = os.fspath(model)

@@ -8,7 +8,7 @@ parameters' storage type, which is wider than the type of computation.
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
 import jax
@@ -253,9 +253,24 @@ def _place_array(local: np.ndarray, sharding):
 
 
 def shared_mesh(devices: Sequence[Device] | None = None) -> Mesh | None:
-  """Returns the mesh of `devices`, of all if None; None for a single device."""
-  count = jax.device_count() if devices is None else len(devices)
-  return make_mesh(devices=devices) if count > 1 else None
+  """Returns the mesh of `devices`, of all if None.
+
+  It is None for the first device alone, where JAX computes without a mesh.
+
+  Raises:
+    UserError: there are none, or one is no device of JAX.
+  """
+  known = jax.devices()
+  chosen = known if devices is None else devices
+  chosen = list(chosen) if isinstance(chosen, Iterable) else []
+  are_known = all(each in known for each in chosen)
+  if not (are_known and 0 < len(set(chosen)) == len(chosen)):
+    raise errors.UserError(
+      "devices is a list of some of jax.devices(), each once; got "
+      f"{devices!r:.100}."
+    )
+  is_first = chosen == jax.local_devices()[:1]
+  return None if is_first else make_mesh(devices=chosen)
 
 
 def place_everywhere(variables: Any, mesh: Mesh | None) -> Any:

@@ -163,7 +163,9 @@ CLEAR = "\r\x1b[K"
 
 def is_one(stream: TextIO) -> bool:
   """Whether a stream is a terminal on which a line can be drawn anew."""
-  return stream.isatty() and os.environ.get("TERM") != "dumb"
+  # What programs put in the place of stderr may only be written to.
+  is_terminal = getattr(stream, "isatty", bool)()
+  return is_terminal and os.environ.get("TERM") != "dumb"
 
 
 class Progress:

@@ -1,6 +1,7 @@
 """How a command ends: exit codes, what it prints, and where."""
 
 import dataclasses
+import io
 import json
 import logging
 import os
@@ -75,6 +76,7 @@ def test_one_of_several_processes_does_not_wait_for_the_others_when_it_fails(
     (KeyboardInterrupt(), 130, "Interrupted.\n"),
     (SystemExit(143), 143, ""),
     (RuntimeError("RESOURCE_EXHAUSTED: 9 GB"), 1, "smaller batch"),
+    (MemoryError("Unable: 9 GB"), 1, "not suffice (Unable: 9 GB). Take a smal"),
   ],
 )
 def test_each_kind_of_failure_has_its_exit_code(
@@ -92,6 +94,26 @@ def test_a_fault_of_our_own_keeps_its_traceback(monkeypatch):
     cli.main(["models"])
 
 
+def test_a_working_directory_that_is_gone_is_told(monkeypatch, tmp_path, fails):
+  gone = tmp_path / "gone"
+  gone.mkdir()
+  monkeypatch.chdir(gone)
+  gone.rmdir()
+  said = fails("train", "--config", "mine.py", "--workdir", "run")
+  assert said.startswith("Error: The working directory is gone; change into")
+
+
+@pytest.mark.parametrize("words", [["--version"], ["--version", "--json"]])
+def test_versions_that_cannot_be_written_are_a_clear_error(
+  monkeypatch, capsys, words
+):
+  stream = io.StringIO()
+  stream.flush = raiser(OSError(28, "No space left on device"))
+  monkeypatch.setattr("sys.stdout", stream)
+  assert cli.run(words) == 1
+  assert capsys.readouterr().err.startswith("Error: No space left on device.")
+
+
 def test_json_is_alone_on_stdout_and_strict(monkeypatch, capsys):
   def noisy():
     print("a library's chatter")
@@ -100,6 +122,7 @@ def test_json_is_alone_on_stdout_and_strict(monkeypatch, capsys):
       "path": pathlib.Path("p"),
       "text": "\x1b\u202e é",
       "none": None,
+      b"caf\xe9".decode(errors="surrogateescape"): 1,
     }
     return verb.Answer(payload, "text")
 
@@ -111,6 +134,7 @@ def test_json_is_alone_on_stdout_and_strict(monkeypatch, capsys):
     "path": "p",
     "text": "\x1b\u202e é",
     "none": None,
+    "caf\\xe9": 1,
   }
   assert captured.out.isascii() and "\x1b" not in captured.out
   assert captured.err == "a library's chatter\n"

@@ -61,6 +61,18 @@ def test_a_full_disk_behind_stdout_is_a_clear_error(quick):
   )
 
 
+def test_an_answer_is_not_lost_behind_a_closed_stdout(quick):
+  done = shell(f"{quick} >&-")
+  assert done.returncode == 1
+  assert done.stderr.startswith("Error: stdout is closed, so that the answer")
+
+
+def test_messages_may_have_nowhere_to_go(quick):
+  done = shell(f"{quick} 2>&-")
+  assert (done.returncode, done.stderr) == (0, "")
+  assert done.stdout.endswith("c  d\nafter\n")
+
+
 def test_a_reader_that_goes_away_is_no_fuss(quick):
   # The reader is gone for certain when the process begins.
   done = shell(f"{{ sleep 0.2; {quick}; }} | true; echo ${{PIPESTATUS[0]}}")

@@ -45,6 +45,7 @@ from clip_jax.train import peers
       "-k: must be a whole number, at least 1; got '0'",
     ),
     (["search", "index", "text", "-k", "x"], "whole number, at least 1"),
+    (["verify", "a", "b", "--seed", "-1"], "a whole number from 0 to"),
     (["train", "--steps=5"], "Did you mean --config.steps=5?"),
     (["train", "--batch-size", "5"], "--config.batch_size=N, 5 times"),
     (["train", "--config.steps=7", "--config.epochs=1"], "not both"),
@@ -150,7 +151,8 @@ def test_help_is_no_error(capsys, arguments):
 
 
 @pytest.mark.parametrize(
-  "address", ["foo", "127.0.0.1:abc", ":1", "host:99999"]
+  "address",
+  ["foo", "127.0.0.1:abc", ":1", "host:99999", f"host:{'9' * 5000}"],
 )
 def test_a_coordinator_has_host_and_port(fails, address):
   run = ["train", "--config=c", "--workdir=d", "--processes=2"]

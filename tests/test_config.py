@@ -129,6 +129,12 @@ def test_an_override_sets_the_field_with_its_type(override, path, value):
     ("evals.seen.task=zeroshot", "one of zero_shot, retrieval"),
     ("evals.new.task=retrieval", "evals.new.data=''"),
     ("data.train=", "data.train=''"),
+    ("evals.seen.data.x=1", "data holds 'builtin:digits/test', and no fields"),
+    ("evals.seen.data.x.y=1", "x.y cannot be set: data holds 'builtin"),
+    ("model_overrides.image.depth.x=1", "depth holds 3, and no fields"),
+    ("evals..data=builtin:digits/test", "dicts whose keys are names; got"),
+    ("model_overrides.__class__=1", "dicts whose keys are names; got"),
+    ("model_overrides.init_logit_scale=NaN", "takes what JSON .*; got nan"),
   ],
 )
 def test_a_wrong_override_is_named(override, message):
@@ -152,13 +158,45 @@ def test_a_wrong_override_is_named(override, message):
     (HEAD + "  raise SystemExit(0)", "line 7: SystemExit: 0"),
     (HEAD + "  raise KeyError", "line 7: KeyError: $"),
     (HEAD + "  return {}['get_config']", "line 7: KeyError: 'get_config'"),
+    (HEAD + "  return type(config)()", "config has no field 'model'; start"),
+    (
+      HEAD + "  config.evals[1] = {}\n  return config",
+      "config.evals takes what",
+    ),
+    (
+      "import numpy" + HEAD + "  config.model_overrides.image_mean = "
+      "[numpy.float32(0.5)]\n  return config",
+      r"config.model_overrides.image_mean takes what JSON .*; got np.float32",
+    ),
   ],
 )
-def test_a_wrong_file_says_where_and_what(tmp_path, body, message):
+@pytest.mark.parametrize("changes", [(), ("optim.peak_lr=1", "evals.a.data=b")])
+def test_a_wrong_file_says_where_and_what(tmp_path, body, message, changes):
   path = _write(tmp_path, body)
   with pytest.raises(errors.UserError, match=message) as caught:
-    config_lib.load(path)
+    config_lib.load(path, changes)
   assert "a config.py" in str(caught.value) or "config." in str(caught.value)
+
+
+def test_a_number_is_no_name_of_a_field():
+  with pytest.raises(errors.UserError, match="Unknown config field '1'"):
+    config_lib.check(type(_valid())({1: 2}))
+
+
+def test_a_tuple_in_a_file_is_no_change_when_the_run_resumes(tmp_path):
+  body = "  config.model_overrides.image_mean = (0.5, 0.25, 0.5)\n"
+  config = config_lib.load(_write(tmp_path, f"{HEAD}{body}  return config"))
+  again = config_lib.from_json(config_lib.to_json(config))
+  assert not config_lib.differences(again, config)
+
+
+def test_a_frozen_config_takes_changes(tmp_path):
+  body = (
+    "  import ml_collections\n  return ml_collections.FrozenConfigDict(config)"
+  )
+  changes = ("optim.peak_lr=0.5", "evals.new.data=a:b", "model_overrides.a=[1]")
+  config = config_lib.load(_write(tmp_path, HEAD + body), changes)
+  assert config.optim.peak_lr == 0.5 and config.evals["new"] == {"data": "a:b"}
 
 
 def test_a_missing_file_is_named():
@@ -166,12 +204,24 @@ def test_a_missing_file_is_named():
     config_lib.load("no/such.py")
 
 
+def test_a_file_may_be_in_the_home_directory(tmp_path, monkeypatch):
+  _write(tmp_path, HEAD + "  return config")
+  monkeypatch.setenv("HOME", str(tmp_path))
+  assert config_lib.load("~/a config.py").steps == 7
+
+
 def test_a_directory_is_no_config_file(tmp_path):
   with pytest.raises(errors.UserError, match="is not a file"):
     config_lib.load(tmp_path)
 
 
-@pytest.mark.parametrize("text", ["", "[]", '{"stepz": 3}', '{"steps": "x"}'])
+@pytest.mark.parametrize(
+  "text",
+  [
+    *("", "[]", '{"stepz": 3}', '{"steps": "x"}', '{"evals": {"a.b": {}}}'),
+    '{"model_overrides": {"image": {"__class__": 1}}}',
+  ],
+)
 def test_damaged_json_is_refused(text):
   with pytest.raises(errors.UserError):
     config_lib.from_json(text)

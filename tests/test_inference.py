@@ -73,6 +73,9 @@ def test_more_images_than_are_decoded_at_once_keep_their_order(
 def test_embedding_nothing_gives_no_rows(clip):
   assert clip.encode_image([]).shape == (0, 12)
   assert clip.encode_text([]).shape == (0, 12)
+  nothing = np.zeros((0, 16, 16, 3), np.uint8)
+  assert clip.image_features(nothing).shape == (0, 24)
+  assert clip.patch_embeddings(nothing).shape == (0, 2, 2, 12)
 
 
 def test_one_text_is_a_list_of_one(clip):
@@ -290,6 +293,9 @@ def test_load_gives_the_newest_model_of_a_run_or_the_asked_one(
 def test_load_says_which_steps_there_are(workdir):
   with pytest.raises(errors.UserError, match="no checkpoint of step 2"):
     loading.load(workdir, step=2)
+  for step in (1.0, "1", True):
+    with pytest.raises(errors.UserError, match=f"{step!r} must be a whole"):
+      loading.load(workdir, step=step)
 
 
 @pytest.mark.parametrize(

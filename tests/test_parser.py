@@ -100,6 +100,21 @@ def test_a_remark_goes_to_stderr_and_the_answer_to_stdout(capsys, monkeypatch):
 
 
 @pytest.mark.parametrize(
+  "words, name",
+  [
+    ("search index {}", "TEXT"),
+    ("classify m a.png --labels {},dog", "--labels"),
+    ("classify m a.png --labels a,b --template {}{{}}", "--template"),
+  ],
+)
+def test_a_text_that_is_no_unicode_is_refused(words, name, fails):
+  text = b"caf\xe9".decode(errors="surrogateescape")
+  said = fails(*words.format(text).split())
+  assert said.startswith(f"Error: {name} 'caf\\xe9")
+  assert "is no text" in said
+
+
+@pytest.mark.parametrize(
   "words",
   [
     "data prepare builtin:digits/test gs://bucket/out",

@@ -202,6 +202,21 @@ def test_exif_orientation_is_applied_once(file_format, orientation):
   np.testing.assert_array_equal(np.asarray(image), TURNS[orientation](stored))
   again = preprocess_lib.decode(image)
   np.testing.assert_array_equal(np.asarray(again), np.asarray(image))
+  header = preprocess_lib.read_header(data)
+  assert (header.width, header.height) == image.size
+
+
+@pytest.mark.parametrize("orientation", TURNS)
+def test_a_tiff_is_turned_once_and_its_header_with_it(orientation):
+  exif = Image.Exif()
+  exif[0x0112] = orientation
+  picture = make_image("RGB", 16, 24)
+  data = image_bytes.encode(picture, "TIFF", exif=exif)
+  image = preprocess_lib.decode(data)
+  turned = TURNS[orientation](np.asarray(picture))
+  np.testing.assert_array_equal(np.asarray(image), turned)
+  header = preprocess_lib.read_header(data)
+  assert (header.width, header.height) == image.size
 
 
 @pytest.mark.parametrize("orientation", [0, 9, 65535])
@@ -371,6 +386,13 @@ def test_bytes_paths_and_images_are_decoded_alike(tmp_path):
   for data in (path, str(path), path.read_bytes(), Image.open(path), image):
     decoded = preprocess_lib.decode(data)
     np.testing.assert_array_equal(np.asarray(decoded), np.asarray(image))
+
+
+def test_an_image_of_no_name_is_told_as_such():
+  with pytest.raises(
+    preprocess_lib.ImageError, match=r"^'': cannot be read: No"
+  ):
+    preprocess_lib.decode("")
 
 
 def test_an_image_error_survives_a_pickle():

@@ -477,6 +477,11 @@ def test_a_directory_of_something_else_is_left_alone(tmp_path, name):
   assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
+def test_the_root_of_all_files_is_left_alone():
+  with pytest.raises(errors.UserError, match=r"^/ is no index .* left alone"):
+    search.check_replaceable("/")
+
+
 def test_a_pipe_is_not_waited_for(tmp_path):
   os.mkfifo(tmp_path / "meta.json")
   with pytest.raises(errors.UserError, match="left alone"):

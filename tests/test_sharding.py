@@ -1,5 +1,7 @@
 """The mesh, and batches that it splits."""
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 from clip_jax import errors, sharding
@@ -27,3 +29,19 @@ def test_an_uneven_batch_names_the_nearest_even_one():
   sharding.check_batch_size(64, mesh)
   with pytest.raises(errors.UserError, match=r"batch_size=100.*8 devices.*96"):
     sharding.check_batch_size(100, mesh)
+
+
+def test_one_device_that_is_not_the_first_computes():
+  first, _, third, *_ = jax.devices()
+  assert sharding.shared_mesh([first]) is None
+  mesh = sharding.shared_mesh([third])
+  placed = sharding.place_everywhere({"x": jnp.ones(3)}, mesh)
+  assert placed["x"].devices() == {third}
+
+
+@pytest.mark.parametrize("devices", [[], ["cpu"], 3, [[1]], "twice"])
+def test_what_is_no_list_of_devices_is_refused(devices):
+  if devices == "twice":
+    devices = jax.devices()[:1] * 2
+  with pytest.raises(errors.UserError, match=r"some of jax.devices\(\)"):
+    sharding.shared_mesh(devices)

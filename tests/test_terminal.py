@@ -116,6 +116,22 @@ def test_progress_writes_a_line_every_few_seconds_into_a_file(clock):
   ]
 
 
+def test_progress_goes_to_whatever_can_be_written_to(clock):
+  class Logged:
+    text = ""
+
+    def write(self, text):
+      self.text += text
+
+    def flush(self):
+      pass
+
+  with terminal.Progress("embed", stream=Logged()) as progress:
+    clock[0] += 6
+    progress(3, 10)
+  assert progress.stream.text.startswith("embed: 3/10 examples")
+
+
 def test_progress_of_a_short_job_writes_nothing_into_a_file(clock):
   stream = io.StringIO()
   with terminal.Progress("embed", stream=stream) as progress:

@@ -326,6 +326,12 @@ def test_mistakes_are_named():
     tokenizer_lib.make_tokenizer(padding="left")
   with pytest.raises(errors.UserError, match="0 or more"):
     tokenizer_lib.make_tokenizer(pad_id=-1)
+  with pytest.raises(
+    errors.UserError, match="context_length='77' must be a wh"
+  ):
+    tokenizer_lib.make_tokenizer(context_length="77")
+  with pytest.raises(errors.UserError, match="pad_id=True must be an id"):
+    tokenizer_lib.make_tokenizer(pad_id=True)
   with pytest.raises(errors.UserError, match="not clip_bpe's 49407"):
     tokenizer_lib.make_tokenizer(end_id=2)
   with pytest.raises(errors.UserError, match="has no file"):

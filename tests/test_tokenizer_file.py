@@ -613,3 +613,15 @@ def test_threads_that_begin_together_read_a_file_once(monkeypatch):
   with concurrent.futures.ThreadPoolExecutor(4) as pool:
     assert list(pool.map(encode, range(4))) == [[2, 1]] * 4
   assert len(calls) == 1
+
+
+def test_ids_may_have_gaps():
+  tokenizer = tokenizer_lib.make_tokenizer(
+    "wordpiece",
+    **{"file": "vocab.txt", "cleaning": "none", "lowercase": True},
+    **{"pad_id": 0, "start_id": None, "end_id": None, "context_length": 3},
+    contents={"vocab.txt": b"[PAD]\ncat\n[UNK]\ncat\n"},  # The last one counts.
+  )
+  ids = tokenizer("cat")[0]
+  assert ids.tolist() == [3, 0, 0]
+  assert tokenizer.vocab_size == 4 and tokenizer.decode(ids) == "cat"

@@ -12,6 +12,7 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from typing import TextIO
 
 from clip_jax import errors, interrupts, mirrors, terminal, versions
 from clip_jax.cli import output, parser, verbs
@@ -57,17 +58,28 @@ def _has_joined_others() -> bool:
 def run(argv: Sequence[str]) -> int:
   """Runs one command and returns its exit code; wrong usage exits with 2."""
   output.survive_any_encoding()
-  try:
-    return _run(parser.parse(argv))
-  except KeyboardInterrupt:
-    return _fail(interrupts.MESSAGE, interrupts.EXIT_CODE)
-
-
-def _run(arguments: argparse.Namespace) -> int:
   stdout = sys.stdout
   try:
+    if stdout is None:
+      raise OSError(
+        "stdout is closed, so that the answer would be lost; send it to a file "
+        "or to /dev/null."
+      )
+    return _run(parser.parse(argv), stdout)
+  except KeyboardInterrupt:
+    return _fail(interrupts.MESSAGE, interrupts.EXIT_CODE)
+  except BrokenPipeError:
+    output.discard(stdout)
+    return BROKEN_PIPE
+  except OSError as error:
+    output.discard(stdout)
+    return _fail(f"Error: {mirrors.named(_os_error(error))}", FAILED)
+
+
+def _run(arguments: argparse.Namespace, stdout: TextIO) -> int:
+  try:
     versions.check()
-    parser.check_local(arguments)
+    parser.check_values(arguments)
     with output.stdout_kept_clean(), output.quiet(), mirrors.in_errors():
       for remark in arguments.remarks:
         _LOGGER.warning("%s", remark)
@@ -81,20 +93,14 @@ def _run(arguments: argparse.Namespace) -> int:
     print(text, file=stdout, flush=True)
     problem = mirrors.named(answer.problem)
     return _fail(f"Error: {problem}", FAILED) if problem else 0
-  except BrokenPipeError:
-    output.discard(stdout)
-    return BROKEN_PIPE
   except errors.AmbiguousError as error:
     return _fail(f"Error: {error}", AMBIGUOUS)
   except errors.UserError as error:
     if arguments.json and error.payload is not None:
       print(output.to_json(error.payload), file=stdout, flush=True)
     return _fail(f"Error: {error}", FAILED)
-  except OSError as error:
-    output.discard(stdout)
-    return _fail(f"Error: {mirrors.named(_os_error(error))}", FAILED)
-  except RuntimeError as error:
-    if (known := errors.of_device(error)) is None:
+  except (RuntimeError, MemoryError) as error:
+    if (known := errors.of_machine(error)) is None:
       raise
     return _fail(f"Error: {known}", FAILED)
 
@@ -110,6 +116,10 @@ def _os_error(error: OSError) -> str:
   """Returns the message of an operating system's error, with its file."""
   if error.strerror is None:
     return str(error) or type(error).__name__
+  try:
+    os.getcwd()
+  except FileNotFoundError:
+    return "The working directory is gone; change into one that is there."
   said = f"{error.strerror}: {error.filename}"
   said = said if error.filename else error.strerror
   advice = _NO_ROOM.get(error.errno or 0)

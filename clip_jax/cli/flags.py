@@ -279,6 +279,11 @@ def count(text: str) -> int:
   return _number(text, int, 1, _MOST, said)
 
 
+def seed(text: str) -> int:
+  """Returns a whole number of at least 0, for argparse's `type`."""
+  return _number(text, int, 0, _MOST, f"a whole number from 0 to {_MOST}")
+
+
 def port(text: str) -> int:
   """Returns the number of a TCP port, or 0, for argparse's `type`."""
   return _number(text, int, 0, 65_535, "a whole number from 0 to 65535")
@@ -292,7 +297,8 @@ def counts(text: str) -> list[int]:
 def host_and_port(text: str) -> str:
   """Returns HOST:PORT, for argparse's `type`."""
   host, _, port = text.rpartition(":")
-  if not host or not (port.isdecimal() and 0 < int(port) < 2**16):
+  is_short = port.isdecimal() and len(port) <= 5
+  if not (host and is_short and 0 < int(port) < 2**16):
     raise argparse.ArgumentTypeError(
       f"must be HOST:PORT, such as 10.0.0.1:1234; got {text!r}"
     )

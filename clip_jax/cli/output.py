@@ -20,7 +20,12 @@ _OWN_LOGGER = "clip_jax"
 
 
 def survive_any_encoding() -> None:
-  """Makes stdout and stderr print "?" for characters they cannot encode."""
+  """Makes stdout and stderr print "?" for characters they cannot encode.
+
+  Messages to a stderr that is closed go nowhere.
+  """
+  if sys.stderr is None:
+    sys.stderr = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
   for stream in (sys.stdout, sys.stderr):
     # The streams of a test or a notebook may be of another class.
     if isinstance(stream, io.TextIOWrapper):
@@ -116,7 +121,8 @@ def to_json(payload: Any) -> str:
   return json.dumps(_plain(payload), indent=2, allow_nan=False)
 
 
-def _is_unicode(text: str) -> bool:
+def is_unicode(text: str) -> bool:
+  """Whether a text, such as a file's name, is without bytes of no character."""
   try:
     text.encode("utf-8")
   except UnicodeEncodeError:
@@ -126,7 +132,7 @@ def _is_unicode(text: str) -> bool:
 
 def _plain(value: Any) -> Any:
   if isinstance(value, dict):
-    return {str(key): _plain(entry) for key, entry in value.items()}
+    return {_plain(str(key)): _plain(entry) for key, entry in value.items()}
   if isinstance(value, list | tuple):
     return [_plain(entry) for entry in value]
   if hasattr(value, "item"):  # A number of numpy or JAX.
@@ -137,7 +143,7 @@ def _plain(value: Any) -> Any:
     # In each text, not in all of the JSON, where marks of it are escaped.
     value = mirrors.named(value)
     # A file's name may hold bytes that are not UTF-8; JSON cannot hold them.
-    return value if _is_unicode(value) else terminal.escaped(value)
+    return value if is_unicode(value) else terminal.escaped(value)
   if value is None or isinstance(value, bool | int | float):
     return value
   return str(value)  # A path.

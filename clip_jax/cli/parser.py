@@ -4,6 +4,7 @@ import argparse
 import collections
 import difflib
 import importlib.metadata
+import os
 import platform
 import re
 import sys
@@ -11,7 +12,13 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import clip_jax
-from clip_jax import buckets, errors, host_devices, other_trainers
+from clip_jax import (
+  buckets,
+  errors,
+  host_devices,
+  other_trainers,
+  terminal,
+)
 from clip_jax.cli import examples, flags, output, verbs
 from clip_jax.data import schemes
 
@@ -29,7 +36,9 @@ _IN_BUCKETS = (
   *("train workdir", "embed out", "convert destination"),
   *("search index", "search keys", "app index", "app keys", "app runs"),
 )
-_TEXTS_OR_FILES = ("labels", "templates")  # By their names in the namespace.
+# By their names in the namespace; a file's name need not be a text.
+_TEXTS_OR_FILES = ("labels", "templates")
+_TEXTS = ("query", *_TEXTS_OR_FILES)
 _REMOTE = re.compile(r"[a-z][a-z0-9+.-]*://")
 _LIBRARIES = ("jax", "jaxlib", "flax")  # Whose versions are told.
 
@@ -47,7 +56,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
   """
   parser, parsers = make_parser()
   if set(argv) == {"--version", "--json"}:
-    print(output.to_json(_installed()))
+    print(output.to_json(_installed()), flush=True)
     parser.exit()
   if not argv:
     _list(parser)
@@ -89,14 +98,17 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
   return arguments
 
 
-def check_local(arguments: argparse.Namespace) -> None:
-  """Raises UserError where an argument that names files is an address.
+def check_values(arguments: argparse.Namespace) -> None:
+  """Raises UserError where a text is none, or a file's name is an address.
 
   Data may be in buckets, by some schemes, and models and indexes, too.
   """
   for action in arguments.asked.arguments:
     given = getattr(arguments, action.dest, None)
     for value in given if isinstance(given, list) else [given]:
+      name = str(next(iter(action.option_strings), action.metavar))
+      if isinstance(value, str) and action.dest in _TEXTS:
+        _check_text(name, value)
       if action.metavar in _DATA and "://" in str(value):
         schemes.parse_address(str(value))
       is_path = action.metavar in _PATHS or (
@@ -109,7 +121,17 @@ def check_local(arguments: argparse.Namespace) -> None:
         ):
           continue
         check = errors.check_model if is_model else errors.check_local
-        check(str(next(iter(action.option_strings), action.metavar)), value)
+        check(name, value)
+
+
+def _check_text(name: str, value: str) -> None:
+  """Raises UserError where a text, no file's name, is no UTF-8."""
+  if not (output.is_unicode(value) or os.path.exists(value)):
+    raise errors.UserError(
+      f"{name} '{terminal.escaped(value, limit=100)}' is no text: its bytes "
+      "are not of this terminal's encoding. Type it again, or name a file of "
+      "UTF-8 where one is taken."
+    )
 
 
 def _repeated(
@@ -219,7 +241,7 @@ class _Version(argparse.Action):
     versions = ", ".join(f"{name} {found[name]}" for name in _LIBRARIES)
     print(f"clip-jax {found['clip_jax']}")
     print(f"{versions}, Python {found['python']}")
-    print(f"device: {found['device']}")
+    print(f"device: {found['device']}", flush=True)
     parser.exit()
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -38,21 +39,11 @@ def check(config: schema.Config | ml_collections.ConfigDict) -> schema.Config:
       first one, its value and the allowed values.
   """
   tree = as_tree(config)
-  flat = flatten(tree, leave=schema.OPEN)
-  for path, value in flat.items():
-    if path not in schema.SCHEMA:
-      raise unknown_fields.error(path, str(value))
+  check_names(tree)
+  for path, value in flatten(tree, leave=schema.OPEN).items():
     check_field(path, value, schema.SCHEMA[path])
-  if missing := [path for path in schema.SCHEMA if path not in flat]:
-    raise errors.UserError(
-      f"The config has no field {missing[0]!r}; start from "
-      "clip_jax.config.default_config()."
-    )
   for name in schema.OPEN:
-    if not isinstance(tree.get(name), Mapping):
-      raise errors.UserError(
-        f"config.{name} must be a dict, got {tree.get(name)!r}."
-      )
+    tree[name] = as_json(tree[name], name)
   steps, epochs = tree["steps"], tree["epochs"]
   if (steps is None) == (epochs is None):
     raise errors.UserError(
@@ -72,6 +63,25 @@ def check(config: schema.Config | ml_collections.ConfigDict) -> schema.Config:
     for key, value in vars(schema.Evaluation(**entry)).items():
       check_field(f"evals.{name}.{key}", value, schema.EVAL_SCHEMA[key])
   return schema.freeze(tree)
+
+
+def check_names(tree: Mapping[str, Any]) -> None:
+  """Raises UserError unless a config has all fields, and no others."""
+  flat = flatten(tree, leave=schema.OPEN)
+  for path, value in flat.items():
+    if path not in schema.SCHEMA:
+      raise unknown_fields.error(path, str(value))
+  if missing := [path for path in schema.SCHEMA if path not in flat]:
+    raise errors.UserError(
+      f"The config has no field {missing[0]!r}; start from "
+      "clip_jax.config.default_config()."
+    )
+  for name in schema.OPEN:
+    if not isinstance(tree.get(name), Mapping):
+      raise errors.UserError(
+        f"config.{name} must be a dict, got {tree.get(name)!r}."
+      )
+    as_json(tree[name], name)
 
 
 def _check_augment(augment: schema.Augment, data: Mapping[str, Any]) -> None:
@@ -149,7 +159,7 @@ def flatten(
   """Returns the leaves of `tree` by "."-joined path, except below `leave`."""
   flat = {}
   for key, value in tree.items():
-    path = prefix + key
+    path = f"{prefix}{key}"
     if path in leave:
       continue
     if isinstance(value, Mapping):
@@ -157,3 +167,27 @@ def flatten(
     else:
       flat[path] = value
   return flat
+
+
+def as_json(value: Any, path: str) -> Any:
+  """Returns a value of an open field with the types that JSON gives it.
+
+  A run keeps its config as JSON, and compares it with that when it resumes.
+  """
+  if isinstance(value, Mapping) and all(map(_is_name, value)):
+    return {key: as_json(x, f"{path}.{key}") for key, x in value.items()}
+  if isinstance(value, list | tuple):
+    return [as_json(each, path) for each in value]
+  if value is None or isinstance(value, str | int):
+    return value
+  if isinstance(value, float) and math.isfinite(value):
+    return value
+  raise errors.UserError(
+    f"config.{path} takes what JSON can hold: finite numbers, texts, lists and "
+    f"dicts whose keys are names; got {value!r:.100}."
+  )
+
+
+def _is_name(key: Any) -> bool:
+  # ConfigDict takes no dots, and keeps Python's own __names__ to itself.
+  return isinstance(key, str) and bool(re.fullmatch(r"(?!__)[^.]+", key, re.S))

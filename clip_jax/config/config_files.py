@@ -25,7 +25,7 @@ def load(
   Raises:
     UserError: the file cannot be read, or a field is unknown or not allowed.
   """
-  path = pathlib.Path(path)
+  path = pathlib.Path(path).expanduser()
   if not path.is_file():
     what = "is not a file" if path.exists() else "does not exist"
     where = "" if path.is_absolute() else f" in {pathlib.Path.cwd()}"
@@ -47,6 +47,11 @@ def load(
       f"{path}: get_config() returned {type(config).__name__}; start from "
       "clip_jax.config.default_config()."
     )
+  checks.check_names(checks.as_tree(config))
+  if isinstance(config, ml_collections.FrozenConfigDict):
+    config = ml_collections.ConfigDict(
+      config.to_dict()
+    )  # Which can be changed.
   for change in changes:
     overrides.apply_override(config, change)
   return checks.check(config)
@@ -114,7 +119,8 @@ def _thaw(tree: dict[str, Any]) -> ml_collections.ConfigDict:
       raise errors.UserError(
         f"config.{name} must be a JSON object, got {open_field!r:.60}."
       )
-    config[name] = ml_collections.ConfigDict(open_field)
+    checked = checks.as_json(open_field, name)
+    config[name] = ml_collections.ConfigDict(checked)
   for path, value in checks.flatten(tree).items():
     if path not in schema.SCHEMA:
       raise unknown_fields.error(path)

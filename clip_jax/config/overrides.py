@@ -35,18 +35,8 @@ def apply_override(config: ml_collections.ConfigDict, override: str) -> None:
       raise errors.unknown("evaluation", leaf, node.evals)
     del node.evals[leaf]
     return
-  if parents[:1] == ["evals"] or parents[:1] == ["model_overrides"]:
-    for parent in parents:
-      if parent not in node:
-        node[parent] = ml_collections.ConfigDict()
-      node = node[parent]
-    is_eval = parents[0] == "evals"
-    try:
-      node[leaf] = text if is_eval else _parse_json(path, text)
-    except TypeError:  # The config file has set it to another type.
-      raise errors.UserError(
-        f"config.{path} takes {type(node[leaf]).__name__}, got {text!r}."
-      ) from None
+  if parents and parents[0] in schema.OPEN:
+    _set_open(config, path, text)
     return
   if path not in schema.SCHEMA:
     known = [*schema.SCHEMA, *_OPEN_FIELDS]
@@ -57,6 +47,28 @@ def apply_override(config: ml_collections.ConfigDict, override: str) -> None:
   # An override of one length removes the other, also if the file has set it.
   if path in _LENGTHS:
     config[_LENGTHS[path]] = None
+
+
+def _set_open(config: ml_collections.ConfigDict, path: str, text: str) -> None:
+  """Sets a field of `evals`, a text, or of `model_overrides`, of JSON."""
+  *parents, leaf = path.split(".")
+  value = text if parents[0] == "evals" else _parse_json(path, text)
+  node: Any = config
+  try:
+    for parent in parents:
+      if parent not in node:
+        node[parent] = ml_collections.ConfigDict()
+      node = node[parent]
+      if not isinstance(node, ml_collections.ConfigDict):
+        raise errors.UserError(
+          f"config.{path} cannot be set: {parent} holds {node!r:.100}, and no "
+          "fields."
+        )
+    node[leaf] = value
+  except TypeError:  # The config file has set it to another type.
+    raise errors.UserError(
+      f"config.{path} takes {type(node[leaf]).__name__}, got {text!r}."
+    ) from None
 
 
 def _parse(path: str, text: str, kind: type) -> Any:

@@ -276,7 +276,8 @@ def eval_batches(
     start: the number of the first batch.
     step: how much larger the number of each next one is.
   """
-  chosen = range(batch_size) if rows is None else map(int, rows)
+  all_rows = range(min(batch_size, len(source)))
+  chosen = all_rows if rows is None else map(int, rows)
   make_batch = _EvalBatch(source, batch_size, preprocess, tuple(chosen))
   dataset = (
     grain.MapDataset.range(start, math.ceil(len(source) / batch_size), step)

@@ -57,12 +57,14 @@ def run(
   Args:
     job: what is done.
     ranges: of records.
-    workers: processes that do it; up to one, this process does it.
+    workers: processes that do it, no more than there are ranges; up to one,
+      this process does it.
 
   Raises:
     Interrupted: a process was killed.
   """
-  if workers <= 1 or not ranges:
+  workers = min(workers, len(ranges))  # All of them start at once.
+  if workers <= 1:
     for start, stop in ranges:
       yield job.run(start, stop)
     return

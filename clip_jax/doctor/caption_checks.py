@@ -1,6 +1,7 @@
 """Checks for captions and images that repeat, and for empty or cut captions."""
 
 import collections
+import functools
 
 import numpy as np
 
@@ -20,6 +21,7 @@ def check(
   tokenizer: tokenizer_lib.Tokenizer,
   *,
   duplicates: str = "ignore",
+  contrastive: bool = True,
 ) -> list[Finding]:
   """Checks the captions and images of the readable records of a sample.
 
@@ -27,18 +29,22 @@ def check(
     sample: of the training pairs.
     tokenizer: the model's.
     duplicates: how the loss takes equal ones, see `losses.local_loss`.
+    contrastive: whether the loss compares the pairs of a batch.
   """
   if not sample.texts:
     return []
+  count = functools.partial(
+    _duplicates, duplicates=duplicates, contrastive=contrastive
+  )
   return [
-    _duplicates("captions", sample.texts, duplicates, show=True),
-    _duplicates("images", sample.images, duplicates, show=False),
+    count("captions", sample.texts, show=True),
+    count("images", sample.images, show=False),
     _lengths(sample.texts, tokenizer),
   ]
 
 
 def _duplicates(
-  what: str, values: list, duplicates: str, *, show: bool
+  what: str, values: list, *, duplicates: str, contrastive: bool, show: bool
 ) -> Finding:
   counts = collections.Counter(values)
   repeated = sum(n for n in counts.values() if n > 1)
@@ -63,7 +69,7 @@ def _duplicates(
       "learned. See that the address names the right column or files.",
       facts,
     )
-  if duplicates != "ignore":
+  if contrastive and duplicates != "ignore":
     return Finding(
       name,
       OK,
@@ -71,7 +77,7 @@ def _duplicates(
       f"loss.duplicates={duplicates} equal ones are no negatives.",
       facts,
     )
-  if share > _MANY_DUPLICATES:
+  if contrastive and share > _MANY_DUPLICATES:
     return Finding(
       name,
       WARNING,
@@ -93,22 +99,19 @@ def _lengths(texts: list[str], tokenizer: tokenizer_lib.Tokenizer) -> Finding:
     "cut_fraction": share,
     "mean_characters": float(np.mean([len(text) for text in texts])),
   }
+  wrong = []
   if empty:
-    return Finding(
-      "caption lengths",
-      WARNING,
+    wrong.append(
       f"{empty} of {len(texts)} sampled captions are empty: their images "
-      "are trained to match an empty text. Leave these records out.",
-      facts,
+      "are trained to match an empty text. Leave these records out."
     )
   if share > _MANY_CUT:
-    return Finding(
-      "caption lengths",
-      WARNING,
+    wrong.append(
       f"{share:.0%} of the captions are longer than the "
-      f"{tokenizer.context_length} tokens that the model reads, and are cut.",
-      facts,
+      f"{tokenizer.context_length} tokens that the model reads, and are cut."
     )
+  if wrong:
+    return Finding("caption lengths", WARNING, " ".join(wrong), facts)
   return Finding(
     "caption lengths", OK, f"{share:.1%} are cut at the context length.", facts
   )

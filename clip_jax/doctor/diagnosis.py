@@ -9,6 +9,7 @@ import dataclasses
 import math
 import os
 
+from clip_jax import terminal
 from clip_jax.doctor.finding import OK, PROBLEM, WARNING, Finding
 from clip_jax.doctor.learning import Trial
 
@@ -57,8 +58,8 @@ def of_prediction(kind: str, losses: list[float]) -> Finding:
   fell = last < first  # Not so for NaN, either.
   words = (
     f"The loss of one batch went from {first:.3f} to {last:.3f} in "
-    f"{len(losses)} updates. What objective.kind={kind!r} can reach at the "
-    "least is not known here."
+    f"{terminal.counted(len(losses), 'update')}. What "
+    f"objective.kind={kind!r} can reach at the least is not known here."
   )
   if not fell:
     words += " It should fall: try a tenth of optim.peak_lr."
@@ -87,8 +88,9 @@ def _is_stuck(trial: Trial) -> bool:
 
 def _by_heart(trial: Trial) -> str:
   return (
-    f"{trial.pairs} pairs learned by heart: loss {trial.losses[0]:.3f} to "
-    f"{trial.losses[-1]:.3f} in {len(trial.losses)} updates, "
+    f"{terminal.counted(trial.pairs, 'pair')} learned by heart: loss "
+    f"{trial.losses[0]:.3f} to {trial.losses[-1]:.3f} in "
+    f"{terminal.counted(len(trial.losses), 'update')}, "
     f"{trial.accuracy:.0%} find their own."
   )
 
@@ -100,8 +102,9 @@ def _where(trial: Trial, *, stuck: bool) -> str:
     name = f"log({trial.pairs})" if equal else f"{trial.chance:.3f}"
     where = f", that is {name}, as if all pairs were the same"
   return (
-    f"After {len(trial.losses)} updates on the same {trial.pairs} pairs the "
-    f"loss is {trial.losses[-1]:.3f}{where} (at first {trial.losses[0]:.3f}, "
+    f"After {terminal.counted(len(trial.losses), 'update')} on the same "
+    f"{terminal.counted(trial.pairs, 'pair')} the loss is "
+    f"{trial.losses[-1]:.3f}{where} (at first {trial.losses[0]:.3f}, "
     f"least possible {trial.floor:.3f}), and {trial.accuracy:.0%} find their "
     "own."
   )
@@ -112,8 +115,14 @@ def _broken(trial: Trial) -> list[Cause]:
   return [
     (
       trial.skipped > 0,
-      f"{trial.skipped} updates were not finite and changed nothing: lower "
+      f"{terminal.counted(trial.skipped, 'update')} "
+      f"{terminal.noun(trial.skipped, 'was', 'were')} not finite and changed "
+      "nothing: lower "
       "optim.peak_lr, or take precision=float32 if it is bfloat16.",
+    ),
+    (
+      trial.pairs == 1,
+      "One pair has no other to be told from: raise batch_size.",
     ),
     (
       trial.distinct_images == 1,
@@ -197,13 +206,13 @@ def balance(trial: Trial) -> Finding:
     "workers_needed": needed,
     "pairs": trial.pairs,
   }
-  words = f"The loader gives {one:.0f} images/s"
+  words = f"The loader gives {_rate(one)} images/s"
   if trial.workers:
     words += (
-      f" from one process, at most {all_of_them:.0f} from "
+      f" from one process, at most {_rate(all_of_them)} from "
       f"data.workers={trial.workers} on these cores"
     )
-  words += f"; the step takes {step:.0f}"
+  words += f"; the step takes {_rate(step)}"
   if not waits:
     is_step = bottleneck == "step"
     what = (
@@ -211,7 +220,7 @@ def balance(trial: Trial) -> Finding:
       if is_step
       else (
         "the transfer to the devices, "
-        f"{facts['transfer_images_per_second']:.0f} images/s"
+        f"{_rate(facts['transfer_images_per_second'])} images/s"
       )
     )
     words += f". The bottleneck is {what}; data.workers={needed} is enough."
@@ -220,6 +229,10 @@ def balance(trial: Trial) -> Finding:
     )
   words += _waiting(trial, bottleneck, needed=needed, cores=cores)
   return Finding("loader against step", WARNING, words, facts)
+
+
+def _rate(number: float) -> str:
+  return f"{number:.0f}" if number >= 10 else f"{number:.2g}"
 
 
 def _waiting(trial: Trial, bottleneck: str, *, needed: int, cores: int) -> str:

@@ -58,7 +58,9 @@ def _fit(batch_size: int, setup: learning.Setup) -> Finding:
   pairs = setup.run.program.config.batch_size
   mesh = dict(setup.run.program.mesh.shape)
   facts = {"pairs": pairs, "batch_size": batch_size, "mesh": mesh}
-  words = f"One batch of {pairs} pairs stands for {batch_size}."
+  words = (
+    f"One batch of {terminal.counted(pairs, 'pair')} stands for {batch_size}."
+  )
   if setup.mesh_refusal is None:
     return Finding("config", OK, words, facts)
   return Finding(
@@ -80,13 +82,18 @@ def _of_data(setup: learning.Setup) -> list[Finding]:
     sampling.account(run.source, max_bad_fraction=limit),
     sampling.check(sample, max_bad_fraction=limit),
     *caption_checks.check(
-      sample, run.tokenizer, duplicates=config.loss.duplicates
+      sample,
+      run.tokenizer,
+      duplicates=config.loss.duplicates,
+      contrastive=run.program.model.contrastive,
     ),
   ]
 
 
 def _of_learning(setup: learning.Setup, *, steps: int) -> list[Finding]:
-  _LOGGER.info("Learning one batch by heart, %d updates ...", steps)
+  _LOGGER.info(
+    "Learning one batch by heart, %s ...", terminal.counted(steps, "update")
+  )
   if not setup.run.program.model.contrastive:
     kind = setup.run.program.config.objective.kind
     losses = learning.losses_on_one_batch(setup, steps=steps)
@@ -102,7 +109,7 @@ def _errors_found(check: str, findings: list[Finding]) -> Iterator[None]:
     yield
   except (errors.UserError, OSError) as error:
     findings.append(Finding(check, PROBLEM, str(error)))
-  except RuntimeError as error:
-    if (known := errors.of_device(error)) is None:
+  except (RuntimeError, MemoryError) as error:
+    if (known := errors.of_machine(error)) is None:
       raise
     findings.append(Finding(check, PROBLEM, known))

@@ -210,7 +210,7 @@ def _check_sizes(description):
     }
   for field, value in named.items():
     numbers = value if isinstance(value, list | tuple) else [value]
-    if not all(isinstance(x, int) and x >= 1 for x in numbers):
+    if not all(type(x) is int and x >= 1 for x in numbers):  # No truth value.
       raise errors.UserError(
         f"Model field {field!r} must be a whole number of at least 1; got "
         f"{value!r}."

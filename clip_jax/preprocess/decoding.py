@@ -193,8 +193,10 @@ def read_header(data: Encoded, *, limits: Limits = DEFAULT_LIMITS) -> Header:
   """
   image, *_ = _open_checked(data, limits)
   width, height = image.size
-  # A PNG would be decoded in search of what may stand behind its pixels.
-  says = image.format != "PNG" or "exif" in image.info
+  # A TIFF's size is that of the image turned; a PNG would be decoded in search
+  # of what may stand behind its pixels.
+  is_png = image.format == "PNG"
+  says = "exif" in image.info if is_png else image.format != "TIFF"
   if says and _turn(image) in _SIDEWAYS:
     width, height = height, width
   return Header(width, height, image.format or "", image.mode)
@@ -249,7 +251,8 @@ def _read(data: Encoded, limits: Limits) -> tuple[bytes, str]:
       raise ImageError(str(error), reason="unreadable") from None
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path.
       raise ImageError(
-        f"{name}: cannot be read: {getattr(error, 'strerror', error)}.",
+        f"{name or repr(name)}: cannot be read: "
+        f"{getattr(error, 'strerror', error)}.",
         reason="unreadable",
       ) from error
   else:

@@ -114,7 +114,8 @@ class PreprocessSpec:
       )
 
   def _check_numbers(self):
-    if not (isinstance(self.image_size, int) and self.image_size >= 1):
+    # A truth value is none of these numbers.
+    if not (type(self.image_size) is int and self.image_size >= 1):
       raise errors.UserError(
         f"image_size={self.image_size!r:.100} must be a whole number of "
         "pixels, at least 1."
@@ -123,12 +124,12 @@ class PreprocessSpec:
       raise errors.UserError(
         f"antialias={self.antialias!r} must be true or false."
       )
-    if not (isinstance(self.fill, int) and 0 <= self.fill <= 255):
+    if not (type(self.fill) is int and 0 <= self.fill <= 255):
       raise errors.UserError(
         f"fill={self.fill!r} must be a whole level from 0 to 255."
       )
     fraction = self.crop_fraction
-    if not (isinstance(fraction, int | float) and 0.1 <= fraction <= 1):
+    if not (type(fraction) in (int, float) and 0.1 <= fraction <= 1):
       raise errors.UserError(
         f"crop_fraction={fraction!r:.100} must be a number from 0.1 to 1."
       )

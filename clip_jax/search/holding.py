@@ -26,7 +26,7 @@ def check_replaceable(directory: str | os.PathLike) -> None:
   """Raises UserError if `directory` holds anything but an index."""
   if not buckets.is_address(directory):
     errors.check_new("The index", directory)
-  directory = str(directory).rstrip("/")
+  directory = str(directory).rstrip("/") or "/"
   if (kind := places.kind(directory)) is None:
     return
   if kind != "folder":

@@ -18,6 +18,7 @@ class Subwords:
   Attributes:
     engine: the library's.
     padding: how the file pads, if it says.
+    vocab_size: one more than the largest id; some below it may be no token's.
   """
 
   def __init__(self, engine: tokenizers.Tokenizer, *, unknown: str | None):
@@ -26,16 +27,12 @@ class Subwords:
     engine.no_truncation()
     engine.encode_special_tokens = True
     self.engine = engine
+    self.vocab_size = 1 + max(engine.get_vocab().values(), default=-1)
     self._control = {
       i
       for i, token in engine.get_added_tokens_decoder().items()
       if token.special and token.content != unknown
     }
-
-  @property
-  def vocab_size(self) -> int:
-    """The number of ids."""
-    return self.engine.get_vocab_size()
 
   def encode(self, lines: Iterator[str], *, room: int) -> list[int]:
     """Returns at most `room` ids of the text."""

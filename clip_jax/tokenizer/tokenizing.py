@@ -108,13 +108,14 @@ class Tokenizer:
     for name in ("pad_id", "start_id", "end_id"):
       value = getattr(self, name)
       optional = value is None and name != "pad_id"
-      if not optional and not (isinstance(value, int) and 0 <= value < 2**31):
+      if not optional and not (type(value) is int and 0 <= value < 2**31):
         raise errors.UserError(f"{name}={value!r} must be an id, 0 or more.")
     controls = (self.start_id is not None) + (self.end_id is not None)
-    if self.context_length < controls + 1:
+    length = self.context_length
+    if not (type(length) is int and length > controls):
       raise errors.UserError(
-        f"context_length={self.context_length} leaves no room for text beside "
-        f"the start and the end token; give at least {controls + 1}."
+        f"context_length={length!r} must be a whole number that leaves room "
+        f"for text beside the start and the end token, at least {controls + 1}."
       )
     self._check_kind()
 
@@ -345,5 +346,5 @@ def _blaming(kind: str, file: tokenizer_file.File | None) -> Iterator[None]:
       raise
     raise errors.UserError(
       f"{file.path or file.name} is no valid file of the tokenizer {kind}: "
-      f"{error}. Fetch or make it again."
+      f"{str(error).rstrip('.')}. Fetch or make it again."
     ) from error

@@ -23,6 +23,12 @@ def _encoded(width, height, *, mode="RGB", kind="JPEG", **options) -> bytes:
   return buffer.getvalue()
 
 
+@pytest.fixture(autouse=True)
+def small_chunks(monkeypatch):
+  """Little data are enough for several processes."""
+  monkeypatch.setattr(copying, "_CHUNK", 3)
+
+
 @pytest.fixture(scope="module")
 def images():
   """Returns images: large, small, grey, turned, transparent, damaged."""

@@ -11,6 +11,7 @@ from clip_jax import cli
 from clip_jax import config as config_lib
 from clip_jax.data import (
   account,
+  copying,
   mixing,
   mixture,
   order,
@@ -21,6 +22,12 @@ from clip_jax.data import (
 from clip_jax.train import run_data
 
 BATCH = 5
+
+
+@pytest.fixture(autouse=True)
+def small_chunks(monkeypatch):
+  """Little data are enough for several processes."""
+  monkeypatch.setattr(copying, "_CHUNK", 3)
 
 
 @pytest.fixture

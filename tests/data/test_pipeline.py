@@ -254,6 +254,13 @@ def test_evaluation_may_read_every_third_batch(list_source, pairs, spec):
   assert found == [[4, 5], [10, 11], [16, 17], [22]]
 
 
+def test_a_batch_may_be_larger_than_any_data(list_source, pairs, spec):
+  with pipeline.eval_batches(
+    list_source(pairs(3)), batch_size=2**62, preprocess=spec
+  ) as batches:
+    assert [batch["record"].tolist() for batch in batches] == [[0, 1, 2]]
+
+
 def test_evaluation_reads_all_in_order_and_counts_what_is_bad(
   list_source, pairs, spec
 ):

@@ -190,6 +190,14 @@ def test_ranges_that_no_part_has(source):
   assert findings.gaps([job.run(0, 5)], 5, length=9) == []
 
 
+def test_no_more_processes_begin_than_there_are_ranges():
+  class Job:
+    run = staticmethod(range)  # Not picklable within a function.
+
+  found = processes.run(Job(), [(2, 5)], workers=10**9)
+  assert list(found) == [range(2, 5)]
+
+
 def test_processes_find_the_same_as_this_one(pairs, tmp_path):
   source = _source(pairs(150))
   prepare.prepare(source, tmp_path / "out")

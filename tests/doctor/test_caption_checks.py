@@ -81,6 +81,13 @@ def test_repeated_captions_that_the_loss_knows_of_are_fine(check, duplicates):
   assert f"loss.duplicates={duplicates}" in found.message
 
 
+def test_repeated_captions_are_no_matter_where_pairs_are_not_compared(check):
+  texts = ["a dog", "a dog", *(f"photo {i}" for i in range(8))]
+  found = check(texts, contrastive=False)["duplicate captions"]
+  assert found.verdict == finding.OK
+  assert found.message == "20.0% of 10 captions come more than once."
+
+
 @pytest.mark.parametrize("count", [1, 9])
 def test_one_caption_for_all_is_a_problem(check, count):
   found = check(["image"] * count)["duplicate captions"]
@@ -101,6 +108,9 @@ def test_long_and_empty_captions_are_told(check):
   assert found.facts["cut_fraction"] == pytest.approx(1 / 3)
   found = check(["", "one"])["caption lengths"]
   assert found.verdict == finding.WARNING and "empty" in found.message
+  found = check(["", *long])["caption lengths"]
+  assert "1 of 2 sampled captions are empty" in found.message
+  assert "50% of the captions are longer than the 8 tokens" in found.message
 
 
 def test_bad_records_are_held_against_what_a_run_lets_pass(preprocess):

@@ -97,6 +97,22 @@ def test_what_is_broken_is_told_however_low_the_loss():
   assert diagnosis.diagnose(bound).verdict == finding.OK
 
 
+def test_one_pair_is_told_as_such_and_called_one():
+  alone = dataclasses.replace(
+    GOOD, pairs=1, distinct_images=1, distinct_captions=1, losses=[0.0]
+  )
+  found = diagnosis.diagnose(alone)
+  assert found.verdict == finding.PROBLEM
+  assert "After 1 update on the same 1 pair the" in found.message
+  assert "raise batch_size" in found.message
+  assert "image column" not in found.message
+
+
+def test_less_than_an_image_a_second_is_not_none():
+  slow = dataclasses.replace(GOOD, step_seconds=64.0)
+  assert "the step takes 0.25." in diagnosis.balance(slow).message
+
+
 def test_a_loss_that_is_stuck_without_a_known_cause_is_a_problem_too():
   found = diagnosis.diagnose(STUCK)
   assert found.verdict == finding.PROBLEM

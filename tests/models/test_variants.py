@@ -156,6 +156,7 @@ def test_a_logit_bias_brings_siglips_scale_without_a_bound():
     ({"image": {"heads": 0}}, "'image.heads' must be a whole .* got 0"),
     ({"image": {"depth": -1}}, "'image.depth' must be a whole .* got -1"),
     ({"image": {"patch_size": 0}}, "'image.patch_size' must be a whole"),
+    ({"image": {"depth": True}}, "'image.depth' must be a whole .* got True"),
     ({"text": {"context_length": 0}}, "'text.context_length' must be a whole"),
     ({"embed_dim": 0}, "'embed_dim' must be a whole .* got 0"),
     ({"image": {"scan": "False"}}, "'image.scan' is true or false; got 'Fa"),

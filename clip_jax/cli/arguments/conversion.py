@@ -83,7 +83,11 @@ def add_verify(parser: flags.Parser) -> None:
     "--examples", type=flags.count, default=4, metavar="N", help="default: 4"
   )
   parser.add_argument(
-    "--seed", type=int, default=0, metavar="N", help="seed of the random inputs"
+    "--seed",
+    type=flags.seed,
+    default=0,
+    metavar="N",
+    help="seed of the random inputs",
   )
   flags.add_json(parser)
 

@@ -38,7 +38,7 @@ def load(source_format: str, source: Checkpoint) -> Oracle:
     raise errors.UserError(
       f"No other library here reads the format {source_format!r}. Give a "
       "SOURCE in one of these, such as what `clip-jax convert` has exported, "
-      f"and the other model as DEST: {', '.join(LIBRARIES)}."
+      f"and the other one as MODEL: {', '.join(LIBRARIES)}."
     )
   load_there, library, install = LIBRARIES[source_format]
   for needed in ("torch", library):
