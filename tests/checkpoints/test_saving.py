@@ -4,6 +4,7 @@ import functools
 import gc
 import logging
 import pathlib
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -400,6 +401,17 @@ def test_a_damaged_config_is_a_clear_error(tmp_path, content, message):
   (tmp_path / "config.json").write_bytes(content)
   with pytest.raises(errors.UserError, match=f"{message}.*from a backup"):
     workdir_lib.load_config(tmp_path)
+
+
+def test_a_name_that_is_taken_in_quarantine_is_not_taken_again(tmp_path):
+  _save(tmp_path, steps=[1, 2])
+  (tmp_path / "quarantine" / "2-1" / "of before").mkdir(parents=True)
+  shutil.rmtree(tmp_path / "checkpoints" / "2" / "meta")
+  with saving.Checkpoints(tmp_path) as checkpoints:
+    _, meta = checkpoints.restore_latest(_abstract())
+  assert meta["step"] == 1
+  kept = sorted(x.name for x in (tmp_path / "quarantine").iterdir())
+  assert kept == ["2-0", "2-1"]
 
 
 def test_hosts_that_hold_different_steps_do_not_go_on(tmp_path, monkeypatch):
