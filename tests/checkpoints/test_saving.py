@@ -5,6 +5,8 @@ import gc
 import logging
 import pathlib
 import shutil
+import sys
+import types
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +15,13 @@ import pytest
 
 from clip_jax import config as config_lib
 from clip_jax import errors, hosts, sharding
-from clip_jax.checkpoints import integrity, items, run_model, saving
+from clip_jax.checkpoints import (
+  integrity,
+  items,
+  run_model,
+  saving,
+  storage_errors,
+)
 from clip_jax.checkpoints import state as state_lib
 from clip_jax.checkpoints import workdir as workdir_lib
 from clip_jax.train import optim
@@ -228,6 +236,23 @@ def test_a_damaged_file_is_never_used(tmp_path, caplog, damage):
   assert meta["step"] == 1
   _same(state, states[1])
   _same(variables["params"], states[1].params)
+
+
+def test_reading_silences_echoes_of_other_threads(
+  tmp_path, monkeypatch, caplog
+):
+  _save(tmp_path, [1])
+  heard = []
+  monkeypatch.setattr(sys, "unraisablehook", heard.append)
+  storage_errors.silence_echoes.cache_clear()
+  workdir_lib.load_model(tmp_path)
+  for said in ("Event loop is closed", "of the user's own"):
+    sys.unraisablehook(types.SimpleNamespace(exc_value=RuntimeError(said)))
+  assert [str(x.exc_value) for x in heard] == ["of the user's own"]
+  for said in ("Error reading [tensorstore_spec='{}']", "of the user's own"):
+    logging.getLogger("asyncio").error(said)
+  assert "tensorstore" not in caplog.text and "user's own" in caplog.text
+  storage_errors.silence_echoes.cache_clear()  # The hook is the old one again.
 
 
 def test_inference_changes_nothing_in_a_workdir(tmp_path):
