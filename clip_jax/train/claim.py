@@ -223,9 +223,10 @@ def _refusal(
   saved = ", which saved no checkpoint" if is_empty else ""
   said = (
     f"{workdir} holds a run of another config ({_listed(changed)}){saved}. "
-    "Give the old values to go on with it, take another workdir"
+    "Give the old values to go on with it, "
   )
   if fixed:
+    said += "or take another workdir"
     if "model" not in fixed:
       said += f" (--config.init.model={workdir} begins with its parameters)"
     return errors.UserError(
@@ -234,7 +235,8 @@ def _refusal(
     )
   way_on = "start anew" if is_empty else "go on"
   return errors.UserError(
-    f"{said}, or pass --allow-changes to {way_on} with the new values."
+    f"{said}take another workdir, or pass --allow-changes to {way_on} with "
+    "the new values."
   )
 
 

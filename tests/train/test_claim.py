@@ -189,6 +189,7 @@ def test_what_checkpoints_cannot_follow_has_other_ways_on(
   begins = f"--config.init.model={tmp_path}" in said
   assert begins == ("model" not in why)
   assert f"do not fit another {why}." in said
+  assert "go on with it, or take another workdir" in said
   assert (tmp_path / "config.json").read_bytes() == kept
 
 

@@ -1,7 +1,6 @@
 """The whole loop on real scans, with the model that compiles fastest."""
 
 import dataclasses
-import functools
 import json
 import logging
 import pathlib
@@ -130,12 +129,10 @@ def test_a_trace_names_its_steps(whole):
   assert steps == {3, 4, 5}
 
 
-def test_a_trace_after_the_end_is_refused(tmp_path):
-  make = functools.partial(
-    profiling.Profile, tmp_path, total_steps=5, wait=lambda: None
-  )
+def test_a_trace_after_the_end_is_refused_before_anything_is_written(tmp_path):
   with pytest.raises(errors.UserError, match="--profile 6 is after the end"):
-    make(6, first_step=0)
+    loop.train(_config(steps=5), tmp_path / "run", profile_step=6)
+  assert not (tmp_path / "run").exists()
 
 
 def test_a_step_that_was_done_before_has_no_trace(tmp_path, caplog):
