@@ -196,12 +196,14 @@ def test_a_run_says_what_it_is_and_epochs_become_steps(caplog):
 
 
 def test_a_batch_of_one_pair_has_nothing_to_compare(caplog):
+  caplog.set_level(logging.INFO)
   run = run_lib.make_run(_config())
   for size, told in ((16, False), (1, True)):
     config = dataclasses.replace(run.program.config, batch_size=size)
     program = dataclasses.replace(run.program, config=config)
     dataclasses.replace(run, program=program).announce()
     assert ("one pair has no other to tell it from" in caplog.text) == told
+    assert (" steps of 1 pair on" in caplog.text) == told
 
 
 @pytest.mark.parametrize("told", [True, False])
