@@ -1,4 +1,5 @@
 import contextlib
+import dataclasses
 import io
 import json
 import pathlib
@@ -23,6 +24,7 @@ from clip_jax.evals import (
   tasks,
 )
 from clip_jax.models import variants
+from clip_jax.train import loop
 
 CONFIG = """
 from clip_jax import config as config_lib
@@ -96,6 +98,20 @@ def test_train_leaves_a_model_and_sums_up(trained):
   with Image.open(workdir / "report.png") as report:
     assert report.format == "PNG"
   assert json.loads((workdir / "config.json").read_text())["seed"] == 3
+
+
+def test_train_says_how_many_steps_changed_nothing(
+  tmp_path, monkeypatch, capsys
+):
+  fields = dataclasses.fields(loop.Summary)
+  done = dict.fromkeys((x.name for x in fields), 0) | {"steps": 5, "skipped": 3}
+  monkeypatch.setattr(
+    training.loop, "train", lambda *_, **__: loop.Summary(**done)
+  )
+  (tmp_path / "tiny.py").write_text(CONFIG)
+  words = ["--config", str(tmp_path / "tiny.py"), "--workdir", str(tmp_path)]
+  cli.main(["train", *words])
+  assert "3 steps of the run changed nothing" in capsys.readouterr().out
 
 
 def test_train_prints_its_evaluations_in_a_table(trained, capsys):

@@ -1,6 +1,7 @@
 """Saves and restores checkpoints with Orbax: asynchronously, and verified."""
 
 import contextlib
+import itertools
 import json
 import logging
 import os
@@ -268,9 +269,10 @@ class Checkpoints:
     if jax.process_index() == 0 or not self._is_shared:
       self._quarantine.mkdir(parents=True, exist_ok=True)
       for step in steps:
-        taken = len(list(self._quarantine.iterdir()))
+        names = (f"{step}-{number}" for number in itertools.count())
+        free = next(x for x in names if not (self._quarantine / x).exists())
         source = self._directory / str(step)
-        source.rename(self._quarantine / f"{step}-{taken}")
+        source.rename(self._quarantine / free)
     if jax.process_count() > 1:
       multihost_utils.sync_global_devices("quarantined")
     self._manager = self._open()

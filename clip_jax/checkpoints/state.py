@@ -22,8 +22,8 @@ class TrainState:
     params: the model's parameters, in their storage type.
     batch_stats: running statistics of batch norms; empty if there are none.
     opt_state: state of the optimizer.
-    skipped: number of updates that were skipped since the loss or a gradient
-      was not finite.
+    skipped: number of updates that were skipped since the loss, a gradient or
+      the update itself was not finite.
     ema: moving averages of params and batch_stats, under these names; empty
       if none are kept.
   """

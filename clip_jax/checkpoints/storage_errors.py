@@ -14,6 +14,8 @@ from clip_jax import errors
 
 # TensorStore's messages about an error of the operating system end with this.
 _OS_ERROR = re.compile(r"os_error_code='(\d+)'")
+# What all messages about arrays and unfinished saves contain.
+_OF_STORAGE = re.compile(r"tensorstore_spec|\.orbax-checkpoint-tmp")
 # Errors of the machine, not of the files: they may be gone at the next try.
 _PASSING = {
   errno.EACCES,
@@ -29,11 +31,11 @@ _PASSING = {
 
 @functools.cache
 def silence_echoes() -> None:
-  """Silences the threads' repeated messages about a failed save, for good.
+  """Silences the threads' repeated messages about a failure, for good.
 
-  Orbax logs each traceback, asyncio each write that nobody waited for, and
-  TensorStore calls back into event loops that are closed already. The caller
-  that waits for the save gets its error, which is enough.
+  Orbax logs each traceback, asyncio each read or write that nobody waited for,
+  and TensorStore calls back into event loops that are closed already. The
+  caller that waits for a checkpoint gets its error, which is enough.
   """
   logging.getLogger("absl").addFilter(
     lambda record: (
@@ -42,7 +44,7 @@ def silence_echoes() -> None:
     )
   )
   logging.getLogger("asyncio").addFilter(
-    lambda record: ".orbax-checkpoint-tmp" not in record.getMessage()
+    lambda record: not _OF_STORAGE.search(record.getMessage())
   )
   hook = sys.unraisablehook
 

@@ -251,6 +251,7 @@ def _host_arrays(shapes: dict[str, Any]) -> dict[str, Any]:
 
 
 def _open_to_read(workdir: str | os.PathLike) -> ocp.CheckpointManager:
+  storage_errors.silence_echoes()
   # Silences Orbax's warning that a read-only manager cannot save.
   with storage_errors.quiet():
     return ocp.CheckpointManager(

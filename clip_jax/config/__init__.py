@@ -14,6 +14,7 @@ from clip_jax.config.config_files import (
   to_json,
   with_overrides,
 )
+from clip_jax.config.knobs import MOST_STEPS
 from clip_jax.config.mixtures import mixture
 from clip_jax.config.overrides import apply_override
 from clip_jax.config.schema import (
@@ -36,6 +37,7 @@ from clip_jax.config.schema import (
 __all__ = [
   "EVAL_SCHEMA",
   "HELD_OUT",
+  "MOST_STEPS",
   "SCHEMA",
   "Augment",
   "Config",

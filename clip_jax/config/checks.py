@@ -52,6 +52,7 @@ def check(config: schema.Config | ml_collections.ConfigDict) -> schema.Config:
     )
   _check_augment(schema.Augment(**tree["augment"]), tree["data"])
   _check_schedule(schema.Optim(**tree["optim"]))
+  _check_objective(schema.Objective(**tree["objective"]))
   for name, entry in tree["evals"].items():
     if not isinstance(entry, Mapping):
       raise errors.UserError(
@@ -117,6 +118,16 @@ def _check_schedule(optim: schema.Optim) -> None:
       f"optim.rsqrt_steps={optim.rsqrt_steps} has no effect where "
       f"optim.schedule is {optim.schedule}; give optim.schedule=rsqrt, or "
       "leave it out."
+    )
+
+
+def _check_objective(objective: schema.Objective) -> None:
+  """Raises UserError where a field would have no effect."""
+  captions = objective.kind == "lm" or objective.captioning_weight
+  if objective.depth is not None and not captions:
+    raise errors.UserError(
+      f"objective.depth={objective.depth} has no effect without a captioner; "
+      "give objective.captioning_weight, or objective.kind=lm, or leave it out."
     )
 
 

@@ -4,6 +4,8 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
+MOST_STEPS = 2**31 - 1  # The number of updates is a 32-bit integer.
+
 # A check returns None for an allowed value, else what is allowed, as text.
 Check = Callable[[Any], str | None]
 
@@ -11,6 +13,11 @@ Check = Callable[[Any], str | None]
 def at_least(low: float) -> Check:
   """Allows numbers from `low` up."""
   return lambda value: None if value >= low else f"at least {low}"
+
+
+def countable(low: int) -> Check:
+  """Allows numbers of updates from `low` up, as far as a run counts."""
+  return between(low, MOST_STEPS)
 
 
 def between(low: float, high: float) -> Check:

@@ -17,6 +17,7 @@ from clip_jax.config.knobs import (
   axis_size,
   below_one,
   between,
+  countable,
   knob,
   not_empty,
   one_of,
@@ -156,7 +157,7 @@ class Optim:
   )
   warmup_steps: int | None = knob(
     None,
-    at_least(0),
+    countable(0),
     "updates of linear warm-up; left out: 2000 (paper, Table 18), but at "
     "most a tenth of the run",
     unit="updates",
@@ -170,13 +171,13 @@ class Optim:
   )
   rsqrt_steps: int = knob(
     10_000,
-    at_least(1),
+    countable(1),
     "updates after the warm-up at which rsqrt has come to 0.71 of the peak",
     unit="updates",
   )
   cooldown_steps: int = knob(
     0,
-    at_least(0),
+    countable(0),
     "last updates of the run, in which the learning rate also falls to 0 along "
     "a line",
     unit="updates",
@@ -328,7 +329,7 @@ class Config:
     unit="parts",
   )
   steps: int | None = knob(
-    None, at_least(1), "length in updates; or give epochs", unit="updates"
+    None, countable(1), "length in updates; or give epochs", unit="updates"
   )
   epochs: float | None = knob(
     None,
@@ -338,7 +339,7 @@ class Config:
   )
   min_steps: int = knob(
     0,
-    at_least(0),
+    countable(0),
     "least number of updates, for epochs of little data",
     unit="updates",
   )

@@ -225,6 +225,8 @@ def _global(
   )
   _check_shapes(*embeds, *ids)
   if mesh is not None:
+    for axis in axes:
+      errors.check_known("mesh axis", axis, mesh.axis_names)
     devices = math.prod(mesh.shape[axis] for axis in axes)
     if len(embeds[0]) % devices:
       raise errors.UserError(

@@ -15,11 +15,13 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from clip_jax import errors, names
 from clip_jax.models import (
   bert,
   clip,
+  field_types,
   layers,
   other_families,
   resnet,
@@ -98,6 +100,7 @@ _SIZES = {
   "mlp_dim",
   "patch_size",
   "positions",
+  "token_types",
   "unroll",
   "vocab_size",
   "width",
@@ -223,10 +226,16 @@ def _check_sizes(description):
         "everything again in the backward pass, 'none' nothing; got "
         f"{policy!r}."
       )
-    loops = description[part].get("scan", True)
-    if not isinstance(loops, bool):
+    tower = TOWERS[part][description[part]["kind"]]
+    field_types.check(tower, description[part], prefix=f"{part}.")
+  outside = {x: v for x, v in description.items() if x not in TOWERS}
+  field_types.check(clip.CLIP, outside)
+  for field in ("image_std", "init_logit_scale", "max_logit_scale"):
+    numbers = np.ravel(description[field])
+    if not all(x is None or x > 0 for x in numbers):
       raise errors.UserError(
-        f"Model field '{part}.scan' is true or false; got {loops!r}."
+        f"Model field {field!r} must be more than 0; got "
+        f"{description[field]!r}."
       )
   dropped = description["image"].get("patch_dropout", 0)
   if not 0 <= dropped < 1:
@@ -238,8 +247,7 @@ def _check_sizes(description):
 
 def _resolve_tower(part, base, change):
   kind = change.get("kind", base.get("kind"))
-  if kind not in TOWERS[part]:
-    raise errors.unknown(f"{part} tower", kind, TOWERS[part])
+  errors.check_known(f"{part} tower", kind, TOWERS[part])
   fields = {
     field.name: field.default
     for field in dataclasses.fields(TOWERS[part][kind])

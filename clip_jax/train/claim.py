@@ -7,7 +7,7 @@ import logging
 import os
 import pathlib
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -24,8 +24,14 @@ from clip_jax.train import origin_paths
 _LOGGER = logging.getLogger(__name__)
 
 COMPILED = "compiled"
-# Whose parameters the optimizer's state is of.
-_FROZEN = "optim.frozen"
+# Fields that decide which arrays a checkpoint holds beside the model's, and of
+# what type; what must stay the same of their values.
+_FORMS: dict[str, Callable[[Any], Any]] = {
+  "optim.ema_decay": lambda decay: decay > 0,
+  "optim.frozen": lambda pattern: pattern,
+  "optim.name": lambda name: name,
+  "precision": lambda precision: precision == "float64",
+}
 _MOST_LISTED = 8  # Fields of a message.
 LOCK = ".lock"  # Contains the process that trains in the workdir.
 
@@ -192,9 +198,14 @@ def check_config(
   if not changed:
     return
   is_empty = not workdir_lib.holds_checkpoint(workdir)
-  fixed = [_FROZEN] if _FROZEN in changed and not is_empty else []
+  forms = {} if is_empty else _FORMS
+  fixed = [
+    field
+    for field, form in forms.items()
+    if field in changed and len(set(map(form, changed[field]))) > 1
+  ]
   may_reshape = any(x.startswith(("model", "objective.")) for x in changed)
-  if may_reshape and not is_empty:
+  if may_reshape and not is_empty and "precision" not in fixed:
     old, new = (_shapes(run_model.make(x)) for x in (before, config))
     fixed += ["model"] if old != new else []
   if not allow_changes or fixed:
@@ -212,10 +223,11 @@ def _refusal(
   saved = ", which saved no checkpoint" if is_empty else ""
   said = (
     f"{workdir} holds a run of another config ({_listed(changed)}){saved}. "
-    "Give the old values to go on with it, take another workdir"
+    "Give the old values to go on with it, "
   )
   if fixed:
-    if fixed == [_FROZEN]:
+    said += "or take another workdir"
+    if "model" not in fixed:
       said += f" (--config.init.model={workdir} begins with its parameters)"
     return errors.UserError(
       f"{said}. --allow-changes does not help: its checkpoints do not fit "
@@ -223,7 +235,8 @@ def _refusal(
     )
   way_on = "start anew" if is_empty else "go on"
   return errors.UserError(
-    f"{said}, or pass --allow-changes to {way_on} with the new values."
+    f"{said}take another workdir, or pass --allow-changes to {way_on} with "
+    "the new values."
   )
 
 

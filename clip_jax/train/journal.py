@@ -220,8 +220,8 @@ class Journal:
     if int(measured.skipped) > self._skipped:
       self._skipped = int(measured.skipped)
       _LOGGER.warning(
-        "Step %d was skipped: its loss or gradient is not a finite number (%d "
-        "skipped so far).",
+        "Step %d was skipped: its loss, gradient or update is not a finite "
+        "number (%d skipped so far).",
         step,
         self._skipped,
       )

@@ -109,6 +109,7 @@ def train(
     tokenizer = origins_lib.tokenizer_files(workdir, origins)
     run = run_lib.make_run(config, tokenizer_files=tokenizer)
     total_steps = run.total_steps
+    profiling.check(profile_step, total_steps=total_steps)
     run.announce()  # Before the data: this raises if the model is impossible.
     run.check_data()
     # Nothing is written to the workdir before all of the run was checked.

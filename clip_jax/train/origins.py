@@ -218,7 +218,8 @@ def settle(
   )
   if config.loss.kind == "auto":
     biased = spec["init_logit_bias"] is not None
-    kind = "sigmoid" if biased else "softmax"
+    compares = run_model.is_contrastive(config.objective)
+    kind = "sigmoid" if biased and compares else "softmax"
     loss = dataclasses.replace(config.loss, kind=kind)
     config = dataclasses.replace(config, loss=loss)
   for part, source in opened.items():

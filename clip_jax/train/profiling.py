@@ -16,6 +16,15 @@ TRACES = "plugins/profile"  # In the workdir, as both programs look for it.
 _NAME = "train"
 
 
+def check(step: int | None, *, total_steps: int) -> None:
+  """Raises UserError if a run ends before the update that is to be traced."""
+  if step is not None and step > total_steps:
+    raise errors.UserError(
+      f"--profile {step} is after the end of the run, which has "
+      f"{total_steps} steps; give a smaller number."
+    )
+
+
 class Profile:
   """Traces the updates from one on, or none.
 
@@ -40,15 +49,7 @@ class Profile:
       first_step: updates that were done before.
       total_steps: updates of the whole run.
       wait: called before the trace ends; returns once no update is under way.
-
-    Raises:
-      UserError: the run ends before that update.
     """
-    if step is not None and step > total_steps:
-      raise errors.UserError(
-        f"--profile {step} is after the end of the run, which has "
-        f"{total_steps} steps; give a smaller number."
-      )
     if step is not None and step <= first_step:
       # No error: a run that was killed is started again by the same command.
       _LOGGER.warning(

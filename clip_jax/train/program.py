@@ -17,9 +17,6 @@ from clip_jax.models import clip
 from clip_jax.train import optim, text_layout
 from clip_jax.train import step as step_lib
 
-# The number of updates is a 32-bit integer.
-_MOST_STEPS = 2**31 - 1
-
 
 @dataclasses.dataclass(frozen=True)
 class Program:
@@ -166,13 +163,14 @@ def make_program(
 def _steps_of_epochs(
   epochs: float, examples: int, *, batch_size: int, at_least: int
 ) -> int:
+  most = config_lib.MOST_STEPS
   try:
     steps = math.ceil(epochs * examples / batch_size)
   except OverflowError:
-    steps = _MOST_STEPS + 1
-  if steps > _MOST_STEPS:
+    steps = most + 1
+  if steps > most:
     raise errors.UserError(
-      f"epochs={epochs:g} of these data take more than the {_MOST_STEPS:,} "
-      "steps that can be counted; give fewer epochs."
+      f"epochs={epochs:g} of these data take more than the {most:,} steps that "
+      "can be counted; give fewer epochs."
     )
   return max(steps, at_least)

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from clip_jax import config as config_lib
-from clip_jax import embedder, errors, inference, inputs, sharding
+from clip_jax import embedder, errors, inference, inputs, sharding, terminal
 from clip_jax import preprocess as preprocess_lib
 from clip_jax import tokenizer as tokenizer_lib
 from clip_jax.checkpoints import state as state_lib
@@ -80,12 +80,12 @@ class Run:
       params = variants.abstract_variables(program.model)["params"]
       count += f" ({freezing.trained_count(params, frozen):,} of them trained)"
     _LOGGER.info(
-      "%s: %s, %d records, %d steps of %d pairs on %d x %s",
+      "%s: %s, %s, %s of %s on %d x %s",
       self.name,
       count,
-      len(self.source),
-      self.total_steps,
-      config.batch_size,
+      terminal.counted(len(self.source), "record"),
+      terminal.counted(self.total_steps, "step"),
+      terminal.counted(config.batch_size, "pair"),
       len(devices),
       devices[0].device_kind,
     )

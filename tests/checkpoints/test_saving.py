@@ -4,6 +4,9 @@ import functools
 import gc
 import logging
 import pathlib
+import shutil
+import sys
+import types
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +15,13 @@ import pytest
 
 from clip_jax import config as config_lib
 from clip_jax import errors, hosts, sharding
-from clip_jax.checkpoints import integrity, items, run_model, saving
+from clip_jax.checkpoints import (
+  integrity,
+  items,
+  run_model,
+  saving,
+  storage_errors,
+)
 from clip_jax.checkpoints import state as state_lib
 from clip_jax.checkpoints import workdir as workdir_lib
 from clip_jax.train import optim
@@ -229,6 +238,23 @@ def test_a_damaged_file_is_never_used(tmp_path, caplog, damage):
   _same(variables["params"], states[1].params)
 
 
+def test_reading_silences_echoes_of_other_threads(
+  tmp_path, monkeypatch, caplog
+):
+  _save(tmp_path, [1])
+  heard = []
+  monkeypatch.setattr(sys, "unraisablehook", heard.append)
+  storage_errors.silence_echoes.cache_clear()
+  workdir_lib.load_model(tmp_path)
+  for said in ("Event loop is closed", "of the user's own"):
+    sys.unraisablehook(types.SimpleNamespace(exc_value=RuntimeError(said)))
+  assert [str(x.exc_value) for x in heard] == ["of the user's own"]
+  for said in ("Error reading [tensorstore_spec='{}']", "of the user's own"):
+    logging.getLogger("asyncio").error(said)
+  assert "tensorstore" not in caplog.text and "user's own" in caplog.text
+  storage_errors.silence_echoes.cache_clear()  # The hook is the old one again.
+
+
 def test_inference_changes_nothing_in_a_workdir(tmp_path):
   workdir = tmp_path / "run"
   _save(workdir, [1, 2])
@@ -400,6 +426,17 @@ def test_a_damaged_config_is_a_clear_error(tmp_path, content, message):
   (tmp_path / "config.json").write_bytes(content)
   with pytest.raises(errors.UserError, match=f"{message}.*from a backup"):
     workdir_lib.load_config(tmp_path)
+
+
+def test_a_name_that_is_taken_in_quarantine_is_not_taken_again(tmp_path):
+  _save(tmp_path, steps=[1, 2])
+  (tmp_path / "quarantine" / "2-1" / "of before").mkdir(parents=True)
+  shutil.rmtree(tmp_path / "checkpoints" / "2" / "meta")
+  with saving.Checkpoints(tmp_path) as checkpoints:
+    _, meta = checkpoints.restore_latest(_abstract())
+  assert meta["step"] == 1
+  kept = sorted(x.name for x in (tmp_path / "quarantine").iterdir())
+  assert kept == ["2-0", "2-1"]
 
 
 def test_hosts_that_hold_different_steps_do_not_go_on(tmp_path, monkeypatch):

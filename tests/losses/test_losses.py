@@ -78,6 +78,13 @@ def test_an_unknown_choice_names_the_close_one(tools, options, message):
     losses.softmax_loss(images, texts, jnp.float32(1), **options)
 
 
+def test_an_axis_that_the_mesh_has_not_names_those_it_has(tools):
+  images, texts = tools.make_pairs(0.5)
+  axes = {"mesh": sharding.make_mesh(), "axes": ("date",)}
+  with pytest.raises(errors.UserError, match=r"axis 'date'.* mean 'data'"):
+    losses.softmax_loss(images, texts, jnp.float32(1), **axes)
+
+
 @pytest.mark.parametrize(
   ("change", "message"),
   [

@@ -1,3 +1,5 @@
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -159,12 +161,26 @@ def test_a_logit_bias_brings_siglips_scale_without_a_bound():
     ({"image": {"depth": True}}, "'image.depth' must be a whole .* got True"),
     ({"text": {"context_length": 0}}, "'text.context_length' must be a whole"),
     ({"embed_dim": 0}, "'embed_dim' must be a whole .* got 0"),
-    ({"image": {"scan": "False"}}, "'image.scan' is true or false; got 'Fa"),
-    ({"text": {"scan": 1}}, "'text.scan' is true or false; got 1"),
+    ({"image": {"scan": "False"}}, "'image.scan' takes true or false; got 'F"),
+    ({"text": {"scan": 1}}, "'text.scan' takes true or false; got 1"),
     ({"image": {"remat": True}}, "'image.remat' is the name of a policy: 'fu"),
     ({"text": {"remat": ["full"]}}, "'text.remat' is the name of a policy"),
     ({"image": {"patch_dropout": 1.0}}, "less than 1; got 1.0"),
     ({"image": {"patch_dropout": -0.1}}, "less than 1; got -0.1"),
+    ({"image": {"patch_dropout": "x"}}, "patch_dropout' takes a number; got"),
+    ({"image": {"registers": -1}}, "at least 0; got -1"),
+    ({"image": {"width": None}}, "takes a whole number of at least 0; got No"),
+    ({"image": {"norm_epsilon": math.nan}}, "takes a number; got nan"),
+    ({"image": {"kind": []}}, "Unknown image tower"),
+    ({"text": {"causal": "no"}}, "'text.causal' takes true or false; got 'no'"),
+    ({"text": {"eos_id": "x"}}, "takes a whole number of at least 0 or null"),
+    ({"text_projection": []}, "'text_projection' takes a name"),
+    ({"image_mean": [0.5]}, "'image_mean' takes a list of numbers; got"),
+    ({"image_std": (0, 1, 1)}, "'image_std' must be more than 0"),
+    ({"init_logit_scale": 0}, "'init_logit_scale' must be more than 0; got 0"),
+    ({"init_logit_scale": math.inf}, "'init_logit_scale' takes a number; got"),
+    ({"max_logit_scale": -1}, "'max_logit_scale' must be more than 0; got -1"),
+    ({"init_logit_bias": "x"}, "takes a number or null; got 'x'"),
   ],
 )
 def test_values_that_contradict_each_other_are_refused(overrides, message):

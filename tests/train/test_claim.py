@@ -158,11 +158,20 @@ def test_another_config_is_told_field_by_field_with_what_to_do(tmp_path):
   claim.check_config(tmp_path, other, allow_changes=True)
 
 
+def test_what_leaves_a_checkpoints_arrays_as_they_are_may_change(tmp_path):
+  _began_with(tmp_path, **{"optim.ema_decay": 0.5})
+  other = {"optim.ema_decay": 0.9, "precision": "float32"}
+  claim.check_config(tmp_path, _tiny(**other), allow_changes=True)
+
+
 @pytest.mark.parametrize("allow_changes", [False, True])
 @pytest.mark.parametrize(
   ("fields", "why"),
   [
     ({"optim.frozen": "^image/"}, "optim.frozen"),
+    ({"optim.name": "lion"}, "optim.name"),
+    ({"optim.ema_decay": 0.5}, "optim.ema_decay"),
+    ({"precision": "float64"}, "precision"),
     ({"model": "tiny-rn"}, "model"),
     ({"model": "tiny-rn", "optim.frozen": "x"}, "optim.frozen or model"),
   ],
@@ -178,8 +187,9 @@ def test_what_checkpoints_cannot_follow_has_other_ways_on(
     )
   said = str(caught.value)
   begins = f"--config.init.model={tmp_path}" in said
-  assert begins == (why == "optim.frozen")
+  assert begins == ("model" not in why)
   assert f"do not fit another {why}." in said
+  assert "go on with it, or take another workdir" in said
   assert (tmp_path / "config.json").read_bytes() == kept
 
 

@@ -1,7 +1,6 @@
 """The whole loop on real scans, with the model that compiles fastest."""
 
 import dataclasses
-import functools
 import json
 import logging
 import pathlib
@@ -130,12 +129,10 @@ def test_a_trace_names_its_steps(whole):
   assert steps == {3, 4, 5}
 
 
-def test_a_trace_after_the_end_is_refused(tmp_path):
-  make = functools.partial(
-    profiling.Profile, tmp_path, total_steps=5, wait=lambda: None
-  )
+def test_a_trace_after_the_end_is_refused_before_anything_is_written(tmp_path):
   with pytest.raises(errors.UserError, match="--profile 6 is after the end"):
-    make(6, first_step=0)
+    loop.train(_config(steps=5), tmp_path / "run", profile_step=6)
+  assert not (tmp_path / "run").exists()
 
 
 def test_a_step_that_was_done_before_has_no_trace(tmp_path, caplog):
@@ -199,12 +196,14 @@ def test_a_run_says_what_it_is_and_epochs_become_steps(caplog):
 
 
 def test_a_batch_of_one_pair_has_nothing_to_compare(caplog):
+  caplog.set_level(logging.INFO)
   run = run_lib.make_run(_config())
   for size, told in ((16, False), (1, True)):
     config = dataclasses.replace(run.program.config, batch_size=size)
     program = dataclasses.replace(run.program, config=config)
     dataclasses.replace(run, program=program).announce()
     assert ("one pair has no other to tell it from" in caplog.text) == told
+    assert (" steps of 1 pair on" in caplog.text) == told
 
 
 @pytest.mark.parametrize("told", [True, False])

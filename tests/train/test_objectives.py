@@ -214,6 +214,8 @@ def test_a_bag_of_words_takes_the_place_of_the_text_tower():
     (["objective.kind=bow", "objective.captioning_weight=1"], "compares no"),
     (["objective.kind=lm"], "objective.depth=2"),
     (["objective.captioning_weight=-1"], "at least 0"),
+    (["objective.depth=3"], "depth=3 has no effect"),
+    (["objective.kind=bow", "objective.depth=3"], "depth=3 has no effect"),
     (["objective.kind=bow", "data.text_layout=packed"], "is not exact"),
     (["objective.kind=bow", "report=builtin:digits/test"], "report="),
     (

@@ -82,6 +82,18 @@ def test_a_field_of_another_schedule_is_refused():
     config_lib.check(changed)
 
 
+@pytest.mark.parametrize(
+  "field",
+  ["steps", "min_steps", "optim.rsqrt_steps", "optim.warmup_steps"],
+)
+def test_more_steps_than_can_be_counted_are_refused(field):
+  changed = config_lib.default_config()
+  changed.data.train, changed.steps = "builtin:digits/train", 9
+  changed.update_from_flattened_dict({field: 2**31})
+  with pytest.raises(errors.UserError, match=f"{field}=.* and 2147483647"):
+    config_lib.check(changed)
+
+
 def test_a_warm_up_longer_than_the_run_is_refused():
   with pytest.raises(errors.UserError, match=r"warmup_steps=2000.*600 steps"):
     optim.make_schedule(

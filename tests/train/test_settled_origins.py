@@ -194,10 +194,17 @@ def test_one_tower_keeps_nothing_of_the_one_whose_place_it_takes():
 
 
 @pytest.mark.parametrize(
-  ("bias", "kind"), [(None, "softmax"), (-10.0, "sigmoid")]
+  ("bias", "objective", "kind"),
+  [
+    (None, "contrastive", "softmax"),
+    (-10.0, "contrastive", "sigmoid"),
+    (-10.0, "bow", "softmax"),  # It compares no pairs.
+  ],
 )
-def test_the_loss_is_the_models_own_where_it_is_left_open(bias, kind):
-  config = _small_config(**{"loss.kind": "auto"})
+def test_the_loss_is_the_models_own_where_it_is_left_open(
+  bias, objective, kind
+):
+  config = _small_config(**{"loss.kind": "auto", "objective.kind": objective})
   config.model_overrides.init_logit_bias = bias
   assert _settle(config, None, {}).loss.kind == kind
 

@@ -40,6 +40,12 @@ def _train(arguments: argparse.Namespace) -> verb.Answer:
     f"{f' ({now} of them now)' if now < steps else ''} in "
     f"{terminal.duration(summary.seconds)}: {arguments.workdir}"
   ]
+  if summary.skipped:
+    lines.append(
+      f"{terminal.counted(summary.skipped, 'step')} of the run changed "
+      "nothing: the loss, gradient or update was not finite. Lower "
+      "optim.peak_lr, or look at the data."
+    )
   if bad := summary.bad_records:
     lines.append(
       f"Bad records were met {terminal.counted(bad, 'time')} and replaced "
