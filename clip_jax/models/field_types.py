@@ -38,7 +38,7 @@ def check(module: type, values: Mapping[str, Any], *, prefix: str = "") -> None:
       takes = [_TAKES[typing.get_origin(kind) or kind] for kind in kinds]
       raise errors.UserError(
         f"Model field {prefix + field!r} takes {' or '.join(takes)}; got "
-        f"{values[field]!r}."
+        f"{values[field]!r:.100}."
       )
 
 

@@ -216,7 +216,7 @@ def _check_sizes(description):
     if not all(type(x) is int and x >= 1 for x in numbers):  # No truth value.
       raise errors.UserError(
         f"Model field {field!r} must be a whole number of at least 1; got "
-        f"{value!r}."
+        f"{value!r:.100}."
       )
   for part in TOWERS:
     policy = description[part].get("remat", "none")
@@ -224,7 +224,7 @@ def _check_sizes(description):
       raise errors.UserError(
         f"Model field '{part}.remat' is the name of a policy: 'full' computes "
         "everything again in the backward pass, 'none' nothing; got "
-        f"{policy!r}."
+        f"{policy!r:.100}."
       )
     tower = TOWERS[part][description[part]["kind"]]
     field_types.check(tower, description[part], prefix=f"{part}.")
@@ -235,13 +235,13 @@ def _check_sizes(description):
     if not all(x is None or x > 0 for x in numbers):
       raise errors.UserError(
         f"Model field {field!r} must be more than 0; got "
-        f"{description[field]!r}."
+        f"{description[field]!r:.100}."
       )
   dropped = description["image"].get("patch_dropout", 0)
   if not 0 <= dropped < 1:
     raise errors.UserError(
       "Model field 'image.patch_dropout' is the share of patches to leave out, "
-      f"at least 0 and less than 1; got {dropped!r}."
+      f"at least 0 and less than 1; got {dropped!r:.100}."
     )
 
 
