@@ -313,7 +313,8 @@ def check(
   found = of(source)
   lost = found.lost_records
   total = lost + len(source)
-  if lost <= max_bad_fraction * total:
+  # Not a product, whose rounding would decide where they are equal.
+  if not lost or lost / total <= max_bad_fraction:
     return
   raise errors.UserError(
     f"{address}: {found.lost_in_words} of {total} records are lost to damage "

@@ -539,6 +539,19 @@ def test_clusters_find_what_all_pairs_of_a_cluster_do():
   assert empty.shape == (0, 2)
 
 
+def test_equal_embeddings_are_near_at_a_similarity_of_one():
+  rng = np.random.default_rng(0)
+  embeds = rng.normal(size=(60, 64)).astype(np.float32)
+  embeds /= np.linalg.norm(embeds, axis=1, keepdims=True)
+  twice = np.concatenate([embeds, embeds])
+  # Many a cosine with itself is below one, as float32 rounds it.
+  assert (np.einsum("ne,ne->n", embeds, embeds) < 1).any()
+  pairs = clusters.near_within(twice, similarity=1.0)
+  assert pairs.tolist() == [[i, i + 60] for i in range(60)]
+  between = clusters.near_between(embeds, embeds, similarity=1.0)
+  assert between.tolist() == [[i, i] for i in range(60)] * 2
+
+
 def test_equal_embeddings_are_joined_block_by_block(monkeypatch):
   monkeypatch.setattr(clusters, "_ROWS", 64)
   rng = np.random.default_rng(1)

@@ -343,6 +343,20 @@ def _ramp(sides):
   )
 
 
+@pytest.mark.parametrize(("limit", "kept"), [(1.15, 2), (1.1499, 1)])
+def test_an_image_may_have_exactly_the_largest_aspect(limit, kept, tmp_path):
+  assert 1.15 * 100 < 115  # As floats have it.
+  source = _source(
+    [
+      record_lib.Record(_png(*size, (0, 0, 0)), ("a",), str(number))
+      for number, size in enumerate([(100, 115), (9, 9), (116, 100)])
+    ]
+  )
+  rule = rules.Rules(max_aspect=limit)
+  found = filtering.filter_pairs(source, tmp_path / "o", rule)
+  assert found["kept"] == kept
+
+
 def test_a_share_is_taken_as_it_was_written(tmp_path):
   assert 0.28 * 25 > 7  # As floats have it.
   found = filtering.filter_pairs(

@@ -149,7 +149,7 @@ def threshold_of_tail(counts: np.ndarray, share: float) -> float:
   ascending = np.sort(counts[counts > 0])
   if not len(ascending):
     return 0.0
-  reached = np.cumsum(ascending) >= share * ascending.sum()
+  reached = np.cumsum(ascending) / ascending.sum() >= share
   return float(ascending[np.argmax(reached)])
 
 
@@ -224,4 +224,4 @@ def entropy(counts: np.ndarray) -> float:
   if not total:
     return 0.0
   share = counts[counts > 0] / total
-  return float(-(share * np.log2(share)).sum())
+  return float((share * np.log2(1 / share)).sum())

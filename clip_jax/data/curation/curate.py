@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from clip_jax import errors, json_text, preprocess
+from clip_jax import errors, json_text, preprocess, terminal
 from clip_jax.data import prepare
 from clip_jax.data import record as record_lib
 from clip_jax.data.curation import (
@@ -29,6 +29,7 @@ from clip_jax.data.sources import views
 
 COUNTS = "queries.tsv"
 _TOP = 20
+_CAPITALS = " Capitals count: ignore_case lets them make no difference."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -250,8 +251,8 @@ def _decided(
     none = np.zeros(len(matches.pairs), bool)
     raise findings.none_stays(
       _account(matches, none, bad),
-      f"The first of the {len(counts)} queries is {rule.texts[0]!r}. Capitals "
-      "count: ignore_case lets them make no difference.",
+      f"The first of {terminal.counted(len(counts), 'query', 'queries')} is "
+      f"{rule.texts[0]!r}.{'' if rule.ignore_case else _CAPITALS}",
     )
   thresholds = _thresholds(matches, counts, rule)
   each = rule.each(thresholds)

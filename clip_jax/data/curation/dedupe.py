@@ -71,7 +71,7 @@ def dedupe(
   _check(rule)
   how = (
     *("dedupe", sorted(rule.to_dict().items())),
-    *(against and against.fingerprint, report_only),
+    *(None if against is None else against.fingerprint, report_only),
   )
   fingerprint = views.fingerprint(source, *how)
   if (made := _made(out, fingerprint, work, report_only)) is not None:
