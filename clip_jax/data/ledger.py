@@ -128,7 +128,8 @@ class Ledger:
     )
     again = ""
     if bad == self.bad > len(self._keys) and len(self._keys) < _MOST_KEYS:
-      again = f" ({len(self._keys)} different ones, met again in later passes)"
+      ones = terminal.counted(len(self._keys), "different one")
+      again = f" ({ones}, met again in later passes)"
     raise errors.UserError(
       f"{terminal.counted(bad, 'bad record')} among "
       f"{terminal.counted(seen, 'example')}{again}{share}; "

@@ -123,14 +123,16 @@ def _curate(arguments, source, on_record) -> verb.Answer:
   )
   did = "Kept" if found["written"] else "Already there:"
   repeated = found["queries_repeated"]
+  again = terminal.counted(repeated, "more line repeats", "more lines repeat")
   entropy = found["entropy_bits"]
   lines = [
     f"{did} {found['kept']} of {terminal.counted(found['pairs'], 'pair')}; "
     f"train on arrayrecord:{arguments.out}",
     f"dropped: {terminal.counts(found['dropped'])}",
     f"queries: {found['queries']}, {found['queries_matched']} of them in "
-    f"captions{f'; {repeated} more lines repeat a query' if repeated else ''}",
-    f"threshold: {found['threshold']:.6g} pairs; "
+    f"captions{f'; {again} a query' if repeated else ''}",
+    f"threshold: {found['threshold']:.6g} "
+    f"{terminal.noun(found['threshold'], 'pair')}; "
     f"{terminal.counted(found['queries_limited'], 'query has', 'queries have')}"
     f" more, and {terminal.percent(found['limited_share'])} of all matches",
     f"entropy of queries: {entropy['before']:.2f} bits before, "

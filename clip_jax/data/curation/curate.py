@@ -261,7 +261,8 @@ def _decided(
   if not stays.any():
     raise findings.none_stays(
       _account(matches, stays, bad),
-      f"A query keeps {thresholds[0]:.3g} pairs; ask for more.",
+      f"A query keeps {thresholds[0]:.3g} "
+      f"{terminal.noun(thresholds[0], 'pair')}; ask for more.",
     )
   after = np.bincount(
     matches.queries[stays[matches.rows()]], minlength=len(counts)
