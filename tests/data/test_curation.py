@@ -545,6 +545,16 @@ def test_each_language_has_its_list_and_its_tail(tmp_path, png, monkeypatch):
   assert sum(each["kept"] for each in by_code.values()) == found["kept"]
 
 
+def test_where_no_language_fits_it_is_said_that_languages_count(
+  tmp_path, png, monkeypatch
+):
+  monkeypatch.setattr(language, "check", lambda codes: None)
+  monkeypatch.setattr(language, "of", lambda text: "fr")
+  rule = curate.Rule({"en": queries.Queries(("cat",))}, max_per_query=1)
+  with pytest.raises(errors.UserError, match="language that it seems"):
+    curate.curate(_source(["0"], ["a cat"], png(0)), tmp_path / "o", rule)
+
+
 def test_languages_of_few_queries_keep_the_size_that_is_asked_for(
   tmp_path, png, monkeypatch
 ):

@@ -481,6 +481,27 @@ def test_what_an_evaluation_set_has_goes_and_is_told(tmp_path):
     dedupe.dedupe(source, tmp_path / "r", rule, report_only=True)
 
 
+def test_an_evaluation_set_that_cannot_be_compared_is_told(tmp_path, capsys):
+  good, cut = _record("0", image_bytes.encode(_drawing(0))), b"\x89PNG cut"
+  prepare.prepare(_source([good]), tmp_path / "pairs")
+  bad = [_record(f"b{i}", cut) for i in range(2)]
+  with pytest.raises(errors.UserError, match="compared: 2 not_an_image"):
+    dedupe.dedupe(
+      _source([good]),
+      tmp_path / "o",
+      likeness.Rule(),
+      against=_source(bad),
+      report_only=True,
+    )
+  other = _record("1", image_bytes.encode(_drawing(1)))
+  prepare.prepare(_source([other, *bad]), tmp_path / "test")
+  against = f"arrayrecord:{tmp_path / 'test'}"
+  command = ["data", "dedupe", f"arrayrecord:{tmp_path / 'pairs'}"]
+  assert cli.run([*command, str(tmp_path / "o"), "--against", against]) == 0
+  said = capsys.readouterr().out
+  assert f"not compared, as bad, of {against}: 2 not_an_image" in said
+
+
 def test_looks_link_two_sets_as_a_loop_does(planted, tmp_path):
   source, _ = planted
   half = _source(source.records[::2])

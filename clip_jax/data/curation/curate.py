@@ -30,6 +30,10 @@ from clip_jax.data.sources import views
 COUNTS = "queries.tsv"
 _TOP = 20
 _CAPITALS = " Capitals count: ignore_case lets them make no difference."
+_LANGUAGES = (
+  " A caption is searched for the queries of the language that it seems to be "
+  "in, which a few words do not always tell."
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -252,7 +256,8 @@ def _decided(
     raise findings.none_stays(
       _account(matches, none, bad),
       f"The first of {terminal.counted(len(counts), 'query', 'queries')} is "
-      f"{rule.texts[0]!r}.{'' if rule.ignore_case else _CAPITALS}",
+      f"{rule.texts[0]!r}.{'' if rule.ignore_case else _CAPITALS}"
+      f"{_LANGUAGES if rule.languages else ''}",
     )
   thresholds = _thresholds(matches, counts, rule)
   each = rule.each(thresholds)
