@@ -18,6 +18,7 @@ from clip_jax.data import prepare, sources
 from clip_jax.data import record as record_lib
 from clip_jax.data.curation import (
   dedupe,
+  findings,
   hamming,
   image_hash,
   likeness,
@@ -362,6 +363,33 @@ def test_looks_of_two_sets_are_named_without_all_their_pairs():
     want = np.flatnonzero(whole[i])
     assert len(js) > 0 or not len(want)
     assert places[js].min(initial=99) == places[want].min(initial=99)
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+def test_mirror_images_are_near_from_either_side(swapped):
+  rng = np.random.default_rng(0)
+  a, b, c = (int(x) for x in rng.integers(0, 2**63, 3))
+  thumb = rng.integers(0, 256, (4, 4, 3)).astype(np.uint8)
+  # The second one's mirror image has the hash of the first, and none else.
+  rows = [(a, b, thumb), (c, a, thumb[:, ::-1])][:: -1 if swapped else 1]
+  bits, mirrored = (np.array([r[i] for r in rows], np.uint64) for i in (0, 1))
+  thumbs = np.stack([row[2] for row in rows])
+  both = likeness.Nodes(bits, mirrored, thumbs, of=np.arange(2))
+  rule = likeness.Rule(max_distance=2, mirrored=True)
+  assert both.labels(rule).tolist() == [0, 0]
+  assert both.labels(likeness.Rule(max_distance=2)).tolist() == [0, 1]
+  first, second = (
+    likeness.Nodes(bits[i], mirrored[i], thumbs[i], of=np.arange(1))
+    for i in (slice(1), slice(1, 2))
+  )
+  assert first.near(second, np.arange(1), rule).tolist() == [[0, 0]]
+  columns = {"bits": bits, "mirrored": mirrored}
+  found = findings.Found(0, 2, columns, {}, {}, np.full(2, -1, np.int32))
+  for mirrors, wanted in ((True, 0), (False, (a ^ c).bit_count())):
+    far = likeness.distance(
+      found, np.array([0]), found, np.array([1]), mirrored=mirrors
+    )
+    assert far == [wanted]
 
 
 def test_a_mirror_image_has_the_mirrored_hash():
