@@ -163,5 +163,5 @@ def split_address(address: str, split: str, held_out: float) -> str:
       "data.held_out=0 and give the evaluations their own data."
     )
   return (
-    f"{address}{'&' if options else '?'}split={split}&held_out={held_out:g}"
+    f"{address}{'&' if options else '?'}split={split}&held_out={held_out}"
   )
