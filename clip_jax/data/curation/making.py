@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TextIO
 
 from clip_jax import errors, names, terminal, whole_files
-from clip_jax.data import parent, prepare
+from clip_jax.data import parent, prepare, processes
 from clip_jax.data.curation import corpus, counting, queries
 
 _MAX_CHARACTERS = 1000  # As `queries` reads.
@@ -189,6 +189,7 @@ def _read_all(
     initargs=(shared,),
   ) as pool:
     try:
+      processes.start_all(pool, workers)
       left = {pool.submit(_read) for _ in range(workers)}
       while left:
         done, left = concurrent.futures.wait(
