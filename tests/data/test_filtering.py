@@ -487,6 +487,14 @@ def test_blocked_words_need_no_single_space_around_them(text, breaks, png):
   assert (found["rule"] == pair_rules.CODE["block_words"]) == breaks
 
 
+@pytest.mark.parametrize("name", ["word", "domain"])
+def test_a_list_that_blocks_nothing_is_called_what_it_is(name, tmp_path):
+  path = tmp_path / "list.txt"
+  path.write_text("\n")
+  with pytest.raises(errors.UserError, match=f"holds no {name}; put one"):
+    rules.of({f"block_{name}s": str(path)})
+
+
 def test_what_older_rules_filtered_is_not_taken_for_these():
   """Blocked words were not found beside brackets before."""
   limits = preprocess.DEFAULT_LIMITS
