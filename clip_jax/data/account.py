@@ -97,7 +97,9 @@ class LeftOut:
     ]
     more = len(parts) - _SHOWN_SUFFIXES
     return ", ".join(parts[:_SHOWN_SUFFIXES]) + (
-      f" and {more} more suffixes" if more > 0 else ""
+      f" and {more} more {terminal.noun(more, 'suffix', 'suffixes')}"
+      if more > 0
+      else ""
     )
 
 
@@ -185,7 +187,7 @@ class Account:
         f"{more} more {terminal.noun(more, 'file is', 'files are')} damaged; "
         "`clip-jax data inspect --json` lists "
         f"{terminal.noun(more, 'it', 'them')}. All together have lost "
-        f"{self.lost_in_words} records."
+        f"{self.lost_in_words} {terminal.noun(self.lost_records, 'record')}."
       )
     if images := self.left_out.describe(images=True):
       said.append(f"Named like images, but not read: {images}.")
@@ -210,7 +212,8 @@ class Account:
       return f"{name}: {counted}."
     (at, why), more = places[0], len(places) - 1
     where = "" if why in _WHOLE_FILE else f" (byte {at})"
-    again = f" and {more} more damaged places" if more else ""
+    places_more = terminal.noun(more, "damaged place")
+    again = f" and {more} more {places_more}" if more else ""
     return f"{name} {WORDS.get(why, why)}{where}{again}: {counted}."
 
 
@@ -313,7 +316,8 @@ def check(
   found = of(source)
   lost = found.lost_records
   total = lost + len(source)
-  if lost <= max_bad_fraction * total:
+  # Not a product, whose rounding would decide where they are equal.
+  if not lost or lost / total <= max_bad_fraction:
     return
   raise errors.UserError(
     f"{address}: {found.lost_in_words} of {total} records are lost to damage "

@@ -191,6 +191,8 @@ class _Builtin:
     return self.__dict__ | {"_records": {}}
 
   def __getitem__(self, index: int) -> record_lib.Record:
+    if not 0 <= index < len(self):
+      raise IndexError(index)
     # A record is a pure function of its index: if two threads make the same
     # one at once, either will do.
     record = self._records.get(index)

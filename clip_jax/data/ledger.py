@@ -109,10 +109,12 @@ class Ledger:
     settled = max(seen, min(self._records, SETTLED_EXAMPLES))
     # In a pass over the source, the lost records would have been met, too.
     lost = self._lost * settled / self._records if self._lost else 0
-    limit = max(0, self._max_bad_fraction * (settled + lost) - lost)
+    # Not of `limit`, whose rounding would decide where both are equal.
+    fraction = (bad + lost) / (settled + lost) if bad else 0
     # One record can stand in for several bad ones: 1 lets any number pass.
-    if bad <= limit or self._max_bad_fraction == 1:
+    if fraction <= self._max_bad_fraction or self._max_bad_fraction == 1:
       return
+    limit = max(0, self._max_bad_fraction * (settled + lost) - lost)
     reasons = ", ".join(
       f"{count} {reason}" for reason, count in self.counts.most_common()
     )
@@ -126,7 +128,8 @@ class Ledger:
     )
     again = ""
     if bad == self.bad > len(self._keys) and len(self._keys) < _MOST_KEYS:
-      again = f" ({len(self._keys)} different ones, met again in later passes)"
+      ones = terminal.counted(len(self._keys), "different one")
+      again = f" ({ones}, met again in later passes)"
     raise errors.UserError(
       f"{terminal.counted(bad, 'bad record')} among "
       f"{terminal.counted(seen, 'example')}{again}{share}; "

@@ -121,8 +121,10 @@ def tempered(
     records: the number of each, at least 1.
     temperature: above 0.
   """
-  # In logarithms: at low temperatures powers are beyond all floats.
-  logs = np.log(weights) + np.log(records) / temperature
+  # In logarithms, of shares: at low temperatures powers are beyond all floats.
+  with np.errstate(over="ignore"):
+    powers = (np.log(records) - np.log(max(records))) / temperature
+  logs = np.log(weights) + powers
   share = np.exp(logs - logs.max())
   parts = _TEMPERED_PARTS * share / share.sum()
   numbers = [max(1, round(part)) for part in parts.tolist()]

@@ -185,6 +185,16 @@ def finish(
   copying.sync(out.parent)
 
 
+def _check_replaceable(out: pathlib.Path) -> None:
+  """Raises UserError, before the work, where `finish` could not rename."""
+  if out.is_symlink() or os.path.ismount(out):
+    what = "link" if out.is_symlink() else "mount point"
+    raise errors.UserError(
+      f"{str(out)!r} is a {what}, whose place the finished directory cannot "
+      "take. Choose another name, such as one in the directory that it is for."
+    )
+
+
 def _is_empty_directory(path: pathlib.Path) -> bool:
   return path.is_dir() and not any(path.iterdir())
 
@@ -209,6 +219,7 @@ def existing(
   """
   out = pathlib.Path(os.path.expanduser(out))
   if not out.exists() or _is_empty_directory(out):
+    _check_replaceable(out)
     return None
   summary = {}
   with contextlib.suppress(OSError, errors.UserError):

@@ -75,8 +75,7 @@ def run(
     initargs=(job,),
   ) as pool:
     try:
-      with ctrl_c_waits():
-        pool.submit(int)  # Starts all processes.
+      start_all(pool, min(workers, len(ranges)))
       yield from in_turn(pool, ranges, _WAITING * workers)
     except concurrent.futures.process.BrokenProcessPool:
       raise Interrupted(
@@ -86,6 +85,13 @@ def run(
     except BaseException:
       pool.shutdown(wait=False, cancel_futures=True)
       raise
+
+
+def start_all(pool: Any, workers: int) -> None:
+  """Starts processes of a new pool, which starts one for each task at first."""
+  with ctrl_c_waits():
+    for _ in range(workers):
+      pool.submit(int)
 
 
 @contextlib.contextmanager

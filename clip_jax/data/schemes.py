@@ -162,6 +162,4 @@ def split_address(address: str, split: str, held_out: float) -> str:
       f"{address} names its split already: leave that out, or set "
       "data.held_out=0 and give the evaluations their own data."
     )
-  return (
-    f"{address}{'&' if options else '?'}split={split}&held_out={held_out:g}"
-  )
+  return f"{address}{'&' if options else '?'}split={split}&held_out={held_out}"

@@ -17,6 +17,7 @@ ROWS_PER_CLUSTER = 1000  # On average, by default.
 _ROWS = 4096  # Of a block on the device.
 _ROUNDS = 12
 _TRAINED = 256  # Embeddings that each centre is found from, on average.
+_ROUNDING = 1e-6  # Of a cosine in float32: that of equal rows is not quite 1.
 _dot = functools.partial(jnp.dot, precision="highest")
 
 
@@ -35,7 +36,7 @@ def _sums(
 
 @jax.jit
 def _above(first: jax.Array, second: jax.Array, least: float) -> jax.Array:
-  return _dot(first, second.T) >= least
+  return _dot(first, second.T) >= least - _ROUNDING
 
 
 def _padded(rows: np.ndarray, size: int) -> np.ndarray:
@@ -101,7 +102,7 @@ def near_within(
   Args:
     embeds: of unit length, float32 (n, embed), in an order that has nothing to
       do with what they are.
-    similarity: cosine of a pair, at least.
+    similarity: cosine of a pair, at least, but for rounding.
     clusters: by default one for each 1000 embeddings.
   """
   number = len(embeds)
@@ -156,7 +157,8 @@ def near_between(
   Args:
     embeds: of unit length, float32 (n, embed).
     others: likewise (m, embed).
-    similarity: cosine of `embeds[i]` and `others[j]`, at least.
+    similarity: cosine of `embeds[i]` and `others[j]`, at least, but for
+      rounding.
   """
   ahead = np.full(len(embeds), len(others))
   back = np.full(len(others), len(embeds))

@@ -196,6 +196,14 @@ def test_records_do_not_depend_on_what_was_read_before():
   assert len({record.image for record in records}) == 9
 
 
+@pytest.mark.parametrize("name", builtin.SPLITS)
+def test_there_is_no_record_behind_the_last_one(name):
+  source = sources.open_source(f"builtin:{name}/test")
+  for index in (-1, len(source)):  # Else a loop over it would never end.
+    with pytest.raises(IndexError):
+      source[index]
+
+
 def test_fingerprints_tell_the_sets_apart():
   fingerprints = {
     sources.open_source(f"builtin:{name}/{split}").fingerprint

@@ -201,6 +201,22 @@ def test_ctrl_c_waits_until_processes_have_started():
     signal.raise_signal(signal.SIGINT)
 
 
+def test_ctrl_c_waits_for_each_process_of_a_pool():
+  class Pool:
+    submitted = 0
+
+    def submit(self, task):
+      assert task() == 0
+      self.submitted += 1
+      if self.submitted == 2:
+        signal.raise_signal(signal.SIGINT)
+
+  pool = Pool()
+  with pytest.raises(KeyboardInterrupt):
+    processes.start_all(pool, 3)
+  assert pool.submitted == 3
+
+
 def _paths(value, path=()):
   """Yields where each value of nested JSON stands."""
   items = ()

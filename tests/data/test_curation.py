@@ -306,6 +306,20 @@ def test_each_query_keeps_its_share_and_rare_ones_all():
   assert balancing.expected_size(matches, counts, limit) == pytest.approx(1000)
 
 
+@pytest.mark.parametrize(
+  ("share", "threshold"), [(0.01, 1), (0.03, 2), (0.07, 4), (0.071, 93)]
+)
+def test_a_tail_has_exactly_the_share_that_is_asked_for(share, threshold):
+  assert 0.07 * 100 > 7  # As floats have it.
+  counts = np.array([93, 1, 0, 4, 2])
+  assert balancing.threshold_of_tail(counts, share) == threshold
+
+
+def test_the_entropy_of_one_query_has_no_sign():
+  assert str(balancing.entropy(np.array([0, 6]))) == "0.0"
+  assert balancing.entropy(np.array([1, 0, 1, 2])) == 1.5
+
+
 def test_every_pair_is_accounted_for(pairs, tmp_path):
   names, texts, image = pairs
   source = _source(names, texts, image, bad=set(names[::7]))
@@ -335,6 +349,16 @@ def test_where_none_stays_every_pair_is_accounted_for(pairs, tmp_path):
   assert sum(said["dropped"].values()) == said["pairs"] == 1300
   assert said["dropped"]["balanced_away"] == said["matched"] > 0
   assert said["kept"] == 0
+
+
+@pytest.mark.parametrize("ignore_case", [False, True])
+def test_capitals_are_named_only_where_they_count(ignore_case, tmp_path, pairs):
+  rule = curate.Rule(
+    queries.Queries(("zebra",)), max_per_query=1, ignore_case=ignore_case
+  )
+  with pytest.raises(errors.UserError, match="first of 1 query is") as refused:
+    curate.curate(_source(*pairs), tmp_path / "out", rule)
+  assert ("Capitals" in str(refused.value)) != ignore_case
 
 
 @pytest.mark.parametrize(
@@ -519,6 +543,16 @@ def test_each_language_has_its_list_and_its_tail(tmp_path, png, monkeypatch):
     if code != "en":
       assert by_code[code]["threshold"] == counts[np.argmax(below >= tail)]
   assert sum(each["kept"] for each in by_code.values()) == found["kept"]
+
+
+def test_where_no_language_fits_it_is_said_that_languages_count(
+  tmp_path, png, monkeypatch
+):
+  monkeypatch.setattr(language, "check", lambda codes: None)
+  monkeypatch.setattr(language, "of", lambda text: "fr")
+  rule = curate.Rule({"en": queries.Queries(("cat",))}, max_per_query=1)
+  with pytest.raises(errors.UserError, match="language that it seems"):
+    curate.curate(_source(["0"], ["a cat"], png(0)), tmp_path / "o", rule)
 
 
 def test_languages_of_few_queries_keep_the_size_that_is_asked_for(

@@ -262,6 +262,19 @@ def test_inspecting_tells_damages_and_what_they_cost(tmp_path, shards, capsys):
   assert "lost: about 5, which" in capsys.readouterr().out
 
 
+def test_one_more_of_what_is_wrong_is_called_one():
+  left_out = account.LeftOut()
+  for number in range(11):
+    left_out.add(f"a.x{number}")
+  found = account.Account(
+    left_out, damages=[("0.tar", 5, "zeros"), ("0.tar", 9, "zeros")]
+  )
+  assert found.remarks()[0].endswith(" and 1 more suffix.")
+  assert " and 1 more damaged place: no sign" in found.warnings()[0]
+  lost = account.Account(lost={"0.tar": 1}, damages=[("1.tar", 5, "zeros")])
+  assert lost.warnings(most_files=1)[1].endswith("have lost about 1 record.")
+
+
 def test_the_estimate_of_no_shards_is_nothing():
   assert missing.lost_records([]) == []
 

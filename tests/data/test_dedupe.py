@@ -18,6 +18,7 @@ from clip_jax.data import prepare, sources
 from clip_jax.data import record as record_lib
 from clip_jax.data.curation import (
   dedupe,
+  findings,
   hamming,
   image_hash,
   likeness,
@@ -364,6 +365,33 @@ def test_looks_of_two_sets_are_named_without_all_their_pairs():
     assert places[js].min(initial=99) == places[want].min(initial=99)
 
 
+@pytest.mark.parametrize("swapped", [False, True])
+def test_mirror_images_are_near_from_either_side(swapped):
+  rng = np.random.default_rng(0)
+  a, b, c = (int(x) for x in rng.integers(0, 2**63, 3))
+  thumb = rng.integers(0, 256, (4, 4, 3)).astype(np.uint8)
+  # The second one's mirror image has the hash of the first, and none else.
+  rows = [(a, b, thumb), (c, a, thumb[:, ::-1])][:: -1 if swapped else 1]
+  bits, mirrored = (np.array([r[i] for r in rows], np.uint64) for i in (0, 1))
+  thumbs = np.stack([row[2] for row in rows])
+  both = likeness.Nodes(bits, mirrored, thumbs, of=np.arange(2))
+  rule = likeness.Rule(max_distance=2, mirrored=True)
+  assert both.labels(rule).tolist() == [0, 0]
+  assert both.labels(likeness.Rule(max_distance=2)).tolist() == [0, 1]
+  first, second = (
+    likeness.Nodes(bits[i], mirrored[i], thumbs[i], of=np.arange(1))
+    for i in (slice(1), slice(1, 2))
+  )
+  assert first.near(second, np.arange(1), rule).tolist() == [[0, 0]]
+  columns = {"bits": bits, "mirrored": mirrored}
+  found = findings.Found(0, 2, columns, {}, {}, np.full(2, -1, np.int32))
+  for mirrors, wanted in ((True, 0), (False, (a ^ c).bit_count())):
+    far = likeness.distance(
+      found, np.array([0]), found, np.array([1]), mirrored=mirrors
+    )
+    assert far == [wanted]
+
+
 def test_a_mirror_image_has_the_mirrored_hash():
   for seed in range(20):
     image = _drawing(seed)
@@ -481,6 +509,27 @@ def test_what_an_evaluation_set_has_goes_and_is_told(tmp_path):
     dedupe.dedupe(source, tmp_path / "r", rule, report_only=True)
 
 
+def test_an_evaluation_set_that_cannot_be_compared_is_told(tmp_path, capsys):
+  good, cut = _record("0", image_bytes.encode(_drawing(0))), b"\x89PNG cut"
+  prepare.prepare(_source([good]), tmp_path / "pairs")
+  bad = [_record(f"b{i}", cut) for i in range(2)]
+  with pytest.raises(errors.UserError, match="compared: 2 not_an_image"):
+    dedupe.dedupe(
+      _source([good]),
+      tmp_path / "o",
+      likeness.Rule(),
+      against=_source(bad),
+      report_only=True,
+    )
+  other = _record("1", image_bytes.encode(_drawing(1)))
+  prepare.prepare(_source([other, *bad]), tmp_path / "test")
+  against = f"arrayrecord:{tmp_path / 'test'}"
+  command = ["data", "dedupe", f"arrayrecord:{tmp_path / 'pairs'}"]
+  assert cli.run([*command, str(tmp_path / "o"), "--against", against]) == 0
+  said = capsys.readouterr().out
+  assert f"not compared, as bad, of {against}: 2 not_an_image" in said
+
+
 def test_looks_link_two_sets_as_a_loop_does(planted, tmp_path):
   source, _ = planted
   half = _source(source.records[::2])
@@ -537,6 +586,19 @@ def test_clusters_find_what_all_pairs_of_a_cluster_do():
   assert np.array_equal(between, firsts) and 0 < len(rows) < 70
   empty = clusters.near_within(embeds[:0], similarity=similarity)
   assert empty.shape == (0, 2)
+
+
+def test_equal_embeddings_are_near_at_a_similarity_of_one():
+  rng = np.random.default_rng(0)
+  embeds = rng.normal(size=(60, 64)).astype(np.float32)
+  embeds /= np.linalg.norm(embeds, axis=1, keepdims=True)
+  twice = np.concatenate([embeds, embeds])
+  # Many a cosine with itself is below one, as float32 rounds it.
+  assert (np.einsum("ne,ne->n", embeds, embeds) < 1).any()
+  pairs = clusters.near_within(twice, similarity=1.0)
+  assert pairs.tolist() == [[i, i + 60] for i in range(60)]
+  between = clusters.near_between(embeds, embeds, similarity=1.0)
+  assert between.tolist() == [[i, i] for i in range(60)] * 2
 
 
 def test_equal_embeddings_are_joined_block_by_block(monkeypatch):

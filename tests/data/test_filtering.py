@@ -343,6 +343,20 @@ def _ramp(sides):
   )
 
 
+@pytest.mark.parametrize(("limit", "kept"), [(1.15, 2), (1.1499, 1)])
+def test_an_image_may_have_exactly_the_largest_aspect(limit, kept, tmp_path):
+  assert 1.15 * 100 < 115  # As floats have it.
+  source = _source(
+    [
+      record_lib.Record(_png(*size, (0, 0, 0)), ("a",), str(number))
+      for number, size in enumerate([(100, 115), (9, 9), (116, 100)])
+    ]
+  )
+  rule = rules.Rules(max_aspect=limit)
+  found = filtering.filter_pairs(source, tmp_path / "o", rule)
+  assert found["kept"] == kept
+
+
 def test_a_share_is_taken_as_it_was_written(tmp_path):
   assert 0.28 * 25 > 7  # As floats have it.
   found = filtering.filter_pairs(
@@ -471,6 +485,14 @@ def test_blocked_words_need_no_single_space_around_them(text, breaks, png):
   examine = pair_rules.Examine(blocked, preprocess.DEFAULT_LIMITS)
   found = examine(record_lib.Record(png(0), (text,), "a"))
   assert (found["rule"] == pair_rules.CODE["block_words"]) == breaks
+
+
+@pytest.mark.parametrize("name", ["word", "domain"])
+def test_a_list_that_blocks_nothing_is_called_what_it_is(name, tmp_path):
+  path = tmp_path / "list.txt"
+  path.write_text("\n")
+  with pytest.raises(errors.UserError, match=f"holds no {name}; put one"):
+    rules.of({f"block_{name}s": str(path)})
 
 
 def test_what_older_rules_filtered_is_not_taken_for_these():

@@ -86,6 +86,14 @@ def test_more_than_the_allowed_fraction_stops(
     book.check(bad, seen)
 
 
+def test_exactly_the_allowed_fraction_does_not_stop(tmp_path):
+  assert 0.29 * 100 < 29  # As floats have it.
+  book = _open(tmp_path / "ledger.jsonl", records=100, fraction=0.29)
+  book.check(29, 100)
+  with pytest.raises(errors.UserError, match="allows 29 "):
+    book.check(30, 100)
+
+
 def test_the_message_names_reasons_and_first_keys(tmp_path):
   book = _open(tmp_path / "ledger.jsonl", records=100)
   book.add(1, PROBLEMS)

@@ -8,9 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import memory_source
 from clip_jax import config as config_lib
 from clip_jax import errors
 from clip_jax.data import account, mixture, order, pipeline, shares, sources
+from clip_jax.data import record as record_lib
 from clip_jax.results import addresses
 
 BATCH = 6
@@ -96,6 +98,7 @@ def test_wrong_weights_are_refused(text, said):
     ([1, 1], [900, 100], 2, [3, 1]),
     ([1, 2], [8, 1], 3, [1, 1]),
     ([1, 1], [10**9, 1], 0.001, [9999 + 1, 1]),  # Never nothing.
+    ([3, 1, 1], [9, 9, 8], 1e-308, [7500, 2500, 1]),
   ],
 )
 def test_larger_sources_count_more_by_temperature(
@@ -364,6 +367,18 @@ def test_classes_stay_where_all_sources_have_the_same(make):
   assert mixture.Mixture(parts).class_names == ("a", "b")
   parts[0].source.class_names = None
   assert mixture.Mixture(parts).class_names is None
+
+
+def test_exactly_the_allowed_fraction_may_be_lost():
+  assert 0.29 * 100 < 29  # As floats have it.
+  source = memory_source.MemorySource(
+    [record_lib.Record(b"", ("a",), str(number)) for number in range(71)]
+  )
+  source.account = account.Account(lost={"a.tar": 29})
+  account.check(source, "x", max_bad_fraction=0.29)
+  source.account = account.Account(lost={"a.tar": 30})
+  with pytest.raises(errors.UserError, match="30 of 101"):
+    account.check(source, "x", max_bad_fraction=0.29)
 
 
 def test_a_damaged_file_of_two_addresses_is_lost_twice():

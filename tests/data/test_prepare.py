@@ -45,6 +45,26 @@ def test_a_copy_holds_the_same_slots_names_and_reasons(
   assert read_all(pickle.loads(pickle.dumps(copy))) == read_all(copy)
 
 
+@pytest.mark.parametrize("kind", ["link", "dangling link", "mount point"])
+def test_a_name_that_no_directory_can_take_is_refused_before_the_work(
+  kind, mixed, tmp_path, monkeypatch
+):
+  out = tmp_path / "out"
+  (tmp_path / "empty").mkdir()
+  if kind == "mount point":
+    out.mkdir()
+    monkeypatch.setattr(os.path, "ismount", lambda path: path == out)
+  else:
+    out.symlink_to(tmp_path / ("empty" if kind == "link" else "nothing"))
+  with pytest.raises(errors.UserError, match=kind.split("dangling ")[-1]):
+    prepare.prepare(mixed, out, on_record=lambda done: pytest.fail("worked"))
+  assert not list(tmp_path.glob(".*"))
+  # A link to a copy that was made is as good as that.
+  prepare.prepare(mixed, tmp_path / "made")
+  (tmp_path / "other").symlink_to("made")
+  assert not prepare.prepare(mixed, tmp_path / "other")["written"]
+
+
 def test_bad_records_are_dropped_on_request(mixed, read_all, tmp_path):
   summary = prepare.prepare(mixed, tmp_path / "copy", drop_bad=True)
   copy = sources.open_source(f"arrayrecord:{tmp_path / 'copy'}")

@@ -372,6 +372,7 @@ def test_a_page_beyond_the_limit_is_counted(tmp_path, monkeypatch):
     (["{}/a.txt", "{}/a.txt", "{}/q.txt"], "twice"),
     (["{}/a.txt", "{}/q.json"], "suffix"),
     (["{}/a.txt", "{}/q.tsv"], "suffix"),
+    (["{}/a.txt", "{}/q.txt", "--min-count", "2"], "in 1 text of 1 word: no"),
     (["{}/a.txt", "{}/a.txt"], "overwritten"),
     (["{}/a.txt", "{}/no/q.txt"], "no directory"),
     (["wordnet:{}", "{}/q.txt"], "data.noun"),

@@ -100,6 +100,9 @@ def test_an_address_that_names_its_split_has_no_other():
     ("csv:t.csv?root=x", "csv:t.csv?root=x&split=train&held_out=0.25"),
   ):
     assert sources.split_address(address, "train", 0.25) == part
+  # The same share: of 500,018 records, six digits would hold out one fewer.
+  exact = sources.split_address("csv:t.csv", "held_out", 1 / 3)
+  assert exact == "csv:t.csv?split=held_out&held_out=0.3333333333333333"
   with pytest.raises(errors.UserError, match=r"data\.held_out=0"):
     sources.split_address("folder:a?split=train", "train", 0.25)
 

@@ -214,3 +214,6 @@ def _deduped(
       f"{terminal.noun(overlap['found'], 'is', 'are')} near "
       f"{terminal.counted(overlap['pairs'], 'pair')} (overlap.tsv lists all)"
     )
+    if overlap["bad"]:
+      bad = terminal.counts(overlap["bad"])
+      yield f"not compared, as bad, of {arguments.against}: {bad}"

@@ -123,15 +123,18 @@ def _curate(arguments, source, on_record) -> verb.Answer:
   )
   did = "Kept" if found["written"] else "Already there:"
   repeated = found["queries_repeated"]
+  again = terminal.counted(repeated, "more line repeats", "more lines repeat")
   entropy = found["entropy_bits"]
   lines = [
     f"{did} {found['kept']} of {terminal.counted(found['pairs'], 'pair')}; "
     f"train on arrayrecord:{arguments.out}",
     f"dropped: {terminal.counts(found['dropped'])}",
     f"queries: {found['queries']}, {found['queries_matched']} of them in "
-    f"captions{f'; {repeated} more lines repeat a query' if repeated else ''}",
-    f"threshold: {found['threshold']:.6g} pairs; {found['queries_limited']} "
-    f"queries have more, and {found['limited_share']:.1%} of all matches",
+    f"captions{f'; {again} a query' if repeated else ''}",
+    f"threshold: {found['threshold']:.6g} "
+    f"{terminal.noun(found['threshold'], 'pair')}; "
+    f"{terminal.counted(found['queries_limited'], 'query has', 'queries have')}"
+    f" more, and {terminal.percent(found['limited_share'])} of all matches",
     f"entropy of queries: {entropy['before']:.2f} bits before, "
     f"{entropy['after']:.2f} after",
   ]
@@ -141,8 +144,8 @@ def _curate(arguments, source, on_record) -> verb.Answer:
     "one of "
     f"{terminal.counted(each['queries_matched'], 'query', 'queries')}, "
     f"{each['kept']} of them {terminal.noun(each['kept'], 'stays', 'stay')}; "
-    f"threshold {each['threshold']:.6g}, below it {each['tail_share']:.1%} of "
-    "matches"
+    f"threshold {each['threshold']:.6g}, below it "
+    f"{terminal.percent(each['tail_share'])} of matches"
     for each in found.get("languages", ())
   ]
   rows = [

@@ -38,8 +38,10 @@ def queries(arguments: argparse.Namespace) -> verb.Answer:
   lines = [
     f"Wrote {terminal.counted(found['queries'], 'query', 'queries')} to "
     f"{found['out']}, their sources and counts to {found['table']}",
-    f"read: {terminal.quantity(found['texts'])} texts, "
-    f"{terminal.quantity(found['words'])} words; bad: {bad or 'none'}",
+    f"read: {terminal.quantity(found['texts'])} "
+    f"{terminal.noun(found['texts'], 'text')}, "
+    f"{terminal.quantity(found['words'])} "
+    f"{terminal.noun(found['words'], 'word')}; bad: {bad or 'none'}",
   ]
   rows = [
     (kind, number, found["only"][kind], ", ".join(found["examples"][kind][:5]))

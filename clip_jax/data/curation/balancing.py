@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from clip_jax import errors
+from clip_jax import errors, terminal
 from clip_jax.data import record as record_lib
 
 
@@ -149,7 +149,7 @@ def threshold_of_tail(counts: np.ndarray, share: float) -> float:
   ascending = np.sort(counts[counts > 0])
   if not len(ascending):
     return 0.0
-  reached = np.cumsum(ascending) >= share * ascending.sum()
+  reached = np.cumsum(ascending) / ascending.sum() >= share
   return float(ascending[np.argmax(reached)])
 
 
@@ -180,7 +180,8 @@ def limits_of_size(
   matched = int(np.count_nonzero(np.diff(matches.starts)))
   if size > matched:
     raise errors.UserError(
-      f"{size} pairs are asked for, but only {matched} match a query; ask for "
+      f"{terminal.counted(size, 'pair is', 'pairs are')} asked for, but only "
+      f"{terminal.counted(matched, 'matches', 'match')} a query; ask for "
       "fewer, or add data or queries."
     )
 
@@ -193,9 +194,10 @@ def limits_of_size(
     return found
   if not low:
     raise errors.UserError(
-      f"{size} pairs are asked for, but at any limit of the first language the "
-      f"others keep some {stay(found):.0f}, as their rarest queries lose "
-      "nothing; ask for more, or give each language as many queries."
+      f"{terminal.counted(size, 'pair is', 'pairs are')} asked for, but at any "
+      "limit of the first language the others keep some "
+      f"{stay(found):.0f}, as their rarest queries lose nothing; ask for more, "
+      "or give each language as many queries."
     )
   before = np.array(limits(low))
   way = np.array(found) - before
@@ -224,4 +226,4 @@ def entropy(counts: np.ndarray) -> float:
   if not total:
     return 0.0
   share = counts[counts > 0] / total
-  return float(-(share * np.log2(share)).sum())
+  return float((share * np.log2(1 / share)).sum())

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from clip_jax import errors, json_text, preprocess
+from clip_jax import errors, json_text, preprocess, terminal
 from clip_jax.data import prepare
 from clip_jax.data import record as record_lib
 from clip_jax.data.curation import (
@@ -29,6 +29,11 @@ from clip_jax.data.sources import views
 
 COUNTS = "queries.tsv"
 _TOP = 20
+_CAPITALS = " Capitals count: ignore_case lets them make no difference."
+_LANGUAGES = (
+  " A caption is searched for the queries of the language that it seems to be "
+  "in, which a few words do not always tell."
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -250,8 +255,9 @@ def _decided(
     none = np.zeros(len(matches.pairs), bool)
     raise findings.none_stays(
       _account(matches, none, bad),
-      f"The first of the {len(counts)} queries is {rule.texts[0]!r}. Capitals "
-      "count: ignore_case lets them make no difference.",
+      f"The first of {terminal.counted(len(counts), 'query', 'queries')} is "
+      f"{rule.texts[0]!r}.{'' if rule.ignore_case else _CAPITALS}"
+      f"{_LANGUAGES if rule.languages else ''}",
     )
   thresholds = _thresholds(matches, counts, rule)
   each = rule.each(thresholds)
@@ -260,7 +266,8 @@ def _decided(
   if not stays.any():
     raise findings.none_stays(
       _account(matches, stays, bad),
-      f"A query keeps {thresholds[0]:.3g} pairs; ask for more.",
+      f"A query keeps {thresholds[0]:.3g} "
+      f"{terminal.noun(thresholds[0], 'pair')}; ask for more.",
     )
   after = np.bincount(
     matches.queries[stays[matches.rows()]], minlength=len(counts)

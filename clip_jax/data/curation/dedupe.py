@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from clip_jax import errors, json_text
+from clip_jax import errors, json_text, terminal
 from clip_jax.data import prepare
 from clip_jax.data import record as record_lib
 from clip_jax.data.curation import findings, likeness, linking
@@ -64,14 +64,15 @@ def dedupe(
     1000 `keys` of examples; what identifies the rule; and `written`.
 
   Raises:
-    UserError: `out` holds something else, or nothing stays or is compared.
+    UserError: `out` holds something else, nothing stays or is compared, or
+      `against` has no image that can be.
   """
   errors.check_out(out)
   out, work = pathlib.Path(os.path.expanduser(out)), work or linking.Work()
   _check(rule)
   how = (
     *("dedupe", sorted(rule.to_dict().items())),
-    *(against and against.fingerprint, report_only),
+    *(None if against is None else against.fingerprint, report_only),
   )
   fingerprint = views.fingerprint(source, *how)
   if (made := _made(out, fingerprint, work, report_only)) is not None:
@@ -106,6 +107,12 @@ def _drop_overlap(
 ) -> tuple[dict[str, Any], bytes]:
   """Drops the pairs near one of `others`; returns a summary and the table."""
   links, seen = linking.overlap(pairs, others, rule)
+  if not others.found.good.any():
+    raise errors.UserError(
+      "No image of the evaluation set can be compared: "
+      f"{terminal.counts(others.found.bad())}; `clip-jax data inspect` says "
+      "more."
+    )
   pairs.left[links.slots()] = False
   table = links.table("key\texample\tkind\tdistance", pairs, others)
   return _told(links, seen, others), table

@@ -176,28 +176,42 @@ class Nodes:
     of[seen] = inverse
     return cls(*(found.columns[name][shown[first]] for name in sizes), of=of)
 
-  def _sides(self, rule: Rule) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Returns hashes and thumbnails that may be near others."""
-    sides = [(self.bits, self.thumb)]
+  def _turned(self) -> "Nodes":
+    """Returns the nodes of the mirror images."""
+    return Nodes(self.mirrored, self.bits, self.thumb[:, :, ::-1], self.of)
+
+  def _sides(self, others: "Nodes", rule: Rule) -> list[tuple["Nodes", ...]]:
+    """Returns nodes of two sets, of which one may be that of mirror images.
+
+    Either one, as a hash is not quite as far from a mirror image's as that of
+    the other image is: small coefficients are 0 on both sides.
+    """
+    sides = [(self, others)]
     if rule.mirrored:
-      sides.append((self.mirrored, self.thumb[:, :, ::-1]))
+      sides += [(self._turned(), others), (self, others._turned())]
     return sides
 
   def labels(self, rule: Rule) -> np.ndarray:
     """Returns a label for each node, the same where near ones connect them."""
     assert rule.max_distance is not None
     labels = np.arange(len(self.bits))
-    for bits, thumb in self._sides(rule):
+    for first, second in self._sides(self, rule):
 
-      def confirm(i, j, thumb=thumb):
+      def confirm(i, j, first=first.thumb, second=second.thumb):
         sure = i < j
-        sure[sure] = image_hash.are_alike(thumb[i[sure]], self.thumb[j[sure]])
+        sure[sure] = image_hash.are_alike(first[i[sure]], second[j[sure]])
         return sure
 
       labels = hamming.join(
-        bits, self.bits, rule.max_distance, labels, confirm=confirm
+        first.bits, second.bits, rule.max_distance, labels, confirm=confirm
       )
     return labels
+
+  def _at(self, nodes: np.ndarray) -> "Nodes":
+    """Returns some of the nodes, each of a slot of its own."""
+    columns = self.bits, self.mirrored, self.thumb
+    own = np.arange(len(nodes))
+    return Nodes(*(column[nodes] for column in columns), of=own)
 
   def near(self, others: "Nodes", places: np.ndarray, rule: Rule) -> np.ndarray:
     """Returns near pairs of nodes of two sets, int64 (pairs, 2).
@@ -211,40 +225,38 @@ class Nodes:
       rule: says what is near.
     """
     order = np.argsort(places)
-    bits, thumbs = others.bits[order], others.thumb[order]
-    ahead = self._first(bits, thumbs, rule, back=False)
-    mine = np.flatnonzero(ahead < len(bits))
-    alone = np.ones(len(bits), bool)
+    ahead = self._first(others._at(order), rule, back=False)
+    mine = np.flatnonzero(ahead < len(order))
+    alone = np.ones(len(order), bool)
     alone[ahead[mine]] = False
     rest = np.flatnonzero(alone)
-    back = self._first(bits[rest], thumbs[rest], rule, back=True)
+    back = self._first(others._at(order[rest]), rule, back=True)
     near = back < len(self.bits)
     pairs = [mine, order[ahead[mine]]], [back[near], order[rest[near]]]
     return np.concatenate([np.stack(pair, axis=1) for pair in pairs])
 
-  def _first(
-    self, bits: np.ndarray, thumbs: np.ndarray, rule: Rule, *, back: bool
-  ) -> np.ndarray:
-    """Returns the first near one of `bits` for each node, or `back` of these.
+  def _first(self, others: "Nodes", rule: Rule, *, back: bool) -> np.ndarray:
+    """Returns the first near one of `others` for each node, or `back` of these.
 
     Args:
-      bits: hashes of another set.
-      thumbs: its thumbnails.
+      others: nodes of another set.
       rule: says what is near.
-      back: whether to return the first node for each of `bits`.
+      back: whether to return the first node for each of `others`.
     """
     assert rule.max_distance is not None
-    sizes = (len(bits), len(self.bits)) if back else (len(self.bits), len(bits))
-    found = np.full(*sizes)
-    for own, thumb in self._sides(rule):
-      sets = [(own, thumb), (bits, thumbs)]
-      queries, hashes = reversed(sets) if back else sets
+    mine, theirs = (others, self) if back else (self, others)
+    found = np.full(len(mine.bits), len(theirs.bits))
+    for queries, hashes in mine._sides(theirs, rule):
 
-      def confirm(i, j, first=queries[1], second=hashes[1]):
+      def confirm(i, j, first=queries.thumb, second=hashes.thumb):
         return image_hash.are_alike(first[i], second[j])
 
       found = hamming.first(
-        queries[0], hashes[0], rule.max_distance, confirm=confirm, found=found
+        queries.bits,
+        hashes.bits,
+        rule.max_distance,
+        confirm=confirm,
+        found=found,
       )
     return found
 
@@ -395,9 +407,11 @@ def distance(
     others: the slots of these, int64 (n,).
     mirrored: whether mirror images are compared, too.
   """
-  bits = other.columns["bits"][others]
-  bits = np.bitwise_count(found.columns["bits"][slots] ^ bits).astype(np.int64)
+  sides = [("bits", "bits")]
   if mirrored:
-    turned = found.columns["mirrored"][slots] ^ other.columns["bits"][others]
-    bits = np.minimum(bits, np.bitwise_count(turned))
-  return bits
+    sides += [("mirrored", "bits"), ("bits", "mirrored")]
+  bits = [
+    np.bitwise_count(found.columns[one][slots] ^ other.columns[two][others])
+    for one, two in sides
+  ]
+  return np.min(bits, axis=0).astype(np.int64)

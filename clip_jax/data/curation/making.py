@@ -19,8 +19,8 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TextIO
 
-from clip_jax import errors, names, whole_files
-from clip_jax.data import parent, prepare
+from clip_jax import errors, names, terminal, whole_files
+from clip_jax.data import parent, prepare, processes
 from clip_jax.data.curation import corpus, counting, queries
 
 _MAX_CHARACTERS = 1000  # As `queries` reads.
@@ -189,6 +189,7 @@ def _read_all(
     initargs=(shared,),
   ) as pool:
     try:
+      processes.start_all(pool, workers)
       left = {pool.submit(_read) for _ in range(workers)}
       while left:
         done, left = concurrent.futures.wait(
@@ -262,9 +263,10 @@ def make(
     entries = _entries(directory, totals, rule)
     if not entries:
       raise errors.UserError(
-        f"No query is found in {totals.texts} texts of {totals.words} words"
-        f"{_in_words(totals)}: no word occurs {rule.min_count} times. Give "
-        "more text, or a smaller min_count."
+        f"No query is found in {terminal.counted(totals.texts, 'text')} of "
+        f"{terminal.counted(totals.words, 'word')}{_in_words(totals)}: no word "
+        f"occurs {terminal.counted(rule.min_count, 'time')}. Give more text, "
+        "or a smaller min_count."
       )
     made = _written(entries, totals, rule, out, table, directory)
     shutil.rmtree(partial, ignore_errors=True)

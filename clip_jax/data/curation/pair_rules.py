@@ -99,7 +99,8 @@ class Examine:
       return "min_side"
     if high > rules.get("max_side", math.inf):
       return "max_side"
-    if high > rules.get("max_aspect", math.inf) * low:
+    # Not a product, whose rounding would decide where they are equal.
+    if high / low > rules.get("max_aspect", math.inf):
       return "max_aspect"
     if self._domains and any(
       name in self._domains

@@ -43,23 +43,27 @@ class Queries:
     return digest.hexdigest()
 
 
-def read(path: str | os.PathLike) -> Queries:
+def read(path: str | os.PathLike, *, entry: str = "query") -> Queries:
   """Returns the queries in a file: text with one a line, or a list in JSON.
 
   Spaces around a query are removed, and tabs and the ends of lines within one
   become spaces; empty lines are passed over.
 
+  Args:
+    path: of the file.
+    entry: what messages call a query.
+
   Raises:
     OSError: it cannot be read.
     UserError: it is not UTF-8, or holds no query, or something else.
   """
-  errors.check_local("The list of queries", path)
+  errors.check_local(f"The {entry} list", path)
   path = os.path.expanduser(path)
   data = regular_files.read_regular(path, limit=MAX_FILE_BYTES)
   if len(data) > MAX_FILE_BYTES:
     raise errors.UserError(
       f"{path} has more than {terminal.size(MAX_FILE_BYTES)}, too much for a "
-      "list of queries; give a file with a query a line."
+      f"{entry} list; give a file with a {entry} a line."
     )
   if path.endswith(".json"):
     lines = _checked(json_text.parse(data, what=path, kind=list), path)
@@ -71,13 +75,13 @@ def read(path: str | os.PathLike) -> Queries:
   found = [query for query in spaced if query]
   if too_long := [query for query in found if len(query) > _MAX_CHARACTERS]:
     raise errors.UserError(
-      f"{path} has a query of {len(too_long[0])} characters, at most "
+      f"{path} has a {entry} of {len(too_long[0])} characters, at most "
       f"{_MAX_CHARACTERS} can be: {terminal.escaped(too_long[0], limit=60)}. "
-      "Put one query on each line."
+      f"Put one {entry} on each line."
     )
   texts = tuple(dict.fromkeys(found))
   if not texts:
-    raise errors.UserError(f"{path} holds no query; put one on each line.")
+    raise errors.UserError(f"{path} holds no {entry}; put one on each line.")
   return Queries(texts, repeated=len(found) - len(texts))
 
 

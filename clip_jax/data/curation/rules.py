@@ -206,5 +206,6 @@ def of(*settings: Mapping[str, Any]) -> Rules:
   for field in dataclasses.fields(Rules):
     value = merged.get(field.name)
     if field.metadata["kind"] == LIST and isinstance(value, str):
-      merged[field.name] = queries.read(value).texts
+      entry = field.name.removeprefix("block_").removesuffix("s")
+      merged[field.name] = queries.read(value, entry=entry).texts
   return Rules(**{k: v for k, v in merged.items() if k in NAMES})
