@@ -75,7 +75,7 @@ def run(
     initargs=(job,),
   ) as pool:
     try:
-      start_all(pool, min(workers, len(ranges)))
+      start_all(pool, workers)
       yield from in_turn(pool, ranges, _WAITING * workers)
     except concurrent.futures.process.BrokenProcessPool:
       raise Interrupted(
