@@ -118,7 +118,7 @@ def add_batches(parser: Parser) -> None:
     type=count,
     default=BATCH_SIZE,
     metavar="N",
-    help=f"default: {BATCH_SIZE}",
+    help=f"images that are embedded at once (default: {BATCH_SIZE})",
   )
   parser.add_argument(
     "--threads",

@@ -217,7 +217,8 @@ def add_embed(parser: flags.Parser) -> None:
     "--dtype",
     default="float32",
     choices=names.INDEX_DTYPES,
-    help="how the index stores numbers (default: float32; int8: a quarter)",
+    help="how the index stores numbers (default: float32; int8 takes a quarter "
+    "of the bytes)",
   )
   flags.add_batches(parser)
   flags.add_max_pixels(parser)
