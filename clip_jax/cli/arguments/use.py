@@ -194,9 +194,9 @@ def add_classify(parser: flags.Parser) -> None:
   parser.add_argument(
     "--probabilities",
     choices=names.PROBABILITIES,
-    help="softmax: they add up to 100 %% over the labels; sigmoid: each label "
-    "by itself, so that none or several may fit (default: the one that the "
-    "model was trained with)",
+    help="softmax: they add up to 100 %% over the labels; sigmoid, of a model "
+    "that was trained with it: each label by itself, so that none or several "
+    "may fit (default: the one that the model was trained with)",
   )
   flags.add_max_pixels(parser)
   flags.add_json(parser)
