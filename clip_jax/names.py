@@ -41,6 +41,7 @@ INDEX_DTYPES = ("float32", "float16", "int8")
 # The checkpoint formats that can be written.
 TARGETS = ("clip-jax", "openai", "huggingface", "open-clip", "big-vision")
 HEARTBEAT_SECONDS = 30  # Without a sign of life a process counts as lost.
+DOCTOR_STEPS = 60  # Updates on one batch, unless `doctor --steps` says.
 # How two images may be duplicates, the surest first.
 DUPLICATE_KINDS = ("exact", "near", "semantic")
 DUPLICATE_DISTANCE = 6  # Bits of 64, at most.

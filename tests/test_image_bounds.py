@@ -3,6 +3,7 @@
 import io
 import os
 import random
+import re
 import struct
 import time
 import zlib
@@ -13,6 +14,8 @@ from PIL import Image
 
 import image_bytes
 from clip_jax import preprocess
+from clip_jax.cli import parser
+from clip_jax.config import schema
 
 # The size of each bomb; 20 MB is what was measured for the pull request.
 BYTES = int(os.environ.get("CLIP_JAX_BOMB_BYTES", 1_000_000))
@@ -218,6 +221,23 @@ def test_the_formats_that_pillow_reads_safely_are_read(file_format, options):
 )
 def test_other_images_are_called_unsupported(data):
   assert decode(data)[0] == "unsupported_image"
+
+
+@pytest.mark.parametrize("verb", ["classify", "embed"])
+def test_the_help_tells_the_limit_of_every_kind_of_image(verb):
+  _, verbs = parser.make_parser()
+  said = " ".join(verbs[verb].format_help().split())
+  for told in (said, schema.SCHEMA["data.max_pixels"].help):
+    limits = preprocess.DEFAULT_LIMITS
+    for kind, name in (
+      *(("JPEG", "a JPEG,"), ("JPEG2000", "a JPEG 2000"), ("AVIF", "an AVIF")),
+      *(("BMP_RLE", "a BMP of run lengths"), ("PNG", "any other")),
+    ):
+      millions = limits.pixels_of(kind) // 10**6
+      assert re.search(rf"\b{millions} (million )?of {name}", told), (
+        kind,
+        told,
+      )
 
 
 def test_a_larger_image_is_read_on_request_and_the_message_says_how():

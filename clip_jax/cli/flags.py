@@ -106,7 +106,8 @@ def add_max_pixels(parser: Parser) -> None:
     type=count,
     metavar="N",
     help="pixels of the largest image that is read (default: 250 million of a "
-    "JPEG, 25 of a JPEG 2000, 50 of an AVIF, 64 of others)",
+    "JPEG, 25 of a JPEG 2000, 50 of an AVIF, 8 of a BMP of run lengths, 64 of "
+    "any other)",
   )
 
 
@@ -117,7 +118,7 @@ def add_batches(parser: Parser) -> None:
     type=count,
     default=BATCH_SIZE,
     metavar="N",
-    help=f"default: {BATCH_SIZE}",
+    help=f"images that are embedded at once (default: {BATCH_SIZE})",
   )
   parser.add_argument(
     "--threads",

@@ -5,7 +5,7 @@ import logging
 from collections.abc import Iterator
 
 from clip_jax import config as config_lib
-from clip_jax import errors, sharding, terminal
+from clip_jax import errors, names, sharding, terminal
 from clip_jax.doctor import (
   caption_checks,
   diagnosis,
@@ -50,7 +50,7 @@ def of_config(
   with _errors_found("records", findings):
     findings += _of_data(setup)
   with _errors_found("overfit one batch", findings):
-    findings += _of_learning(setup, steps=steps or learning.DEFAULT_STEPS)
+    findings += _of_learning(setup, steps=steps or names.DOCTOR_STEPS)
   return findings
 
 

@@ -24,7 +24,6 @@ from clip_jax.train import text_layout
 
 _LOGGER = logging.getLogger(__name__)
 
-DEFAULT_STEPS = 60
 _PAIRS_PER_DEVICE = 16
 _ENDLESS_STEPS = 10**6  # The learning rate stays at its peak.
 

@@ -9,9 +9,10 @@ import transformers
 
 from clip_jax import convert, errors
 from clip_jax.cli import run
-from clip_jax.convert.formats import model_dir
+from clip_jax.convert.formats import huggingface, model_dir
 from clip_jax.convert.portable import Options
 from clip_jax.convert.tensor import Tensor
+from clip_jax.convert.verify import huggingface as verify_huggingface
 from clip_jax.convert.verify import verification
 
 SIZES = {
@@ -90,7 +91,7 @@ def test_a_wrapped_source_is_unwrapped_for_its_library_too(pairs, tmp_path):
 def test_a_bare_file_of_huggingfaces_is_laid_beside_its_config(
   perturb, tmp_path
 ):
-  perturb(_huggingface("clip")).save_pretrained(tmp_path / "source")
+  perturb(_huggingface("CLIP")).save_pretrained(tmp_path / "source")
   bare = tmp_path / "bare.safetensors"
   (tmp_path / "source" / "model.safetensors").rename(bare)
   with pytest.raises(errors.AmbiguousError, match=r"--config config\.json"):
@@ -164,14 +165,14 @@ def _huggingface(name):
   image = {"hidden_size": 64, "intermediate_size": 120, "num_hidden_layers": 3}
   image |= {"num_attention_heads": 4, "patch_size": 5}
   length = {"max_position_embeddings": 11}
-  if name == "clip":
+  if name in ("CLIP", "MetaClip2"):
     ends = {"eos_token_id": 59, "bos_token_id": 58}
-    config = transformers.CLIPConfig(
+    config = getattr(transformers, f"{name}Config")(
       text_config=text | length | ends,
       vision_config=image | {"image_size": 20},
       projection_dim=24,
     )
-    return transformers.CLIPModel(config)
+    return getattr(transformers, f"{name}Model")(config)
   if name == "siglip":
     text["hidden_size"] = text["projection_size"] = 64
     text["num_attention_heads"] = 4
@@ -183,7 +184,7 @@ def _huggingface(name):
   return transformers.BertModel(transformers.BertConfig(**text, **length))
 
 
-@pytest.mark.parametrize("name", ["clip", "siglip", "bert"])
+@pytest.mark.parametrize("name", ["CLIP", "MetaClip2", "siglip", "bert"])
 def test_huggingfaces_models_pass_in_both_precisions(name, perturb, tmp_path):
   perturb(_huggingface(name)).save_pretrained(tmp_path / "source")
   if name == "bert":
@@ -198,6 +199,22 @@ def test_huggingfaces_models_pass_in_both_precisions(name, perturb, tmp_path):
     assert found.passed, [row for row in found.rows if not row.passed]
     assert "text block 2" in [row.stage for row in found.rows]
     assert found.library.startswith("transformers")
+
+
+def test_every_family_of_huggingfaces_is_compared_and_a_tower_alone_is_told(
+  tmp_path,
+):
+  assert huggingface.FAMILIES.keys() <= verify_huggingface._CLASSES.keys()
+  config = transformers.CLIPTextConfig(
+    **{"hidden_size": 48, "intermediate_size": 100, "num_hidden_layers": 2},
+    **{"num_attention_heads": 3, "vocab_size": 60},
+    **{"max_position_embeddings": 11, "eos_token_id": 59, "bos_token_id": 58},
+  )
+  source, ours = tmp_path / "source", tmp_path / "ours"
+  transformers.CLIPTextModel(config).save_pretrained(source)
+  convert.convert(source, ours, to="clip-jax")
+  with pytest.raises(errors.UserError, match=r"clip_text_model.*metaclip_2"):
+    verification.verify(source, ours)
 
 
 def test_models_of_other_sizes_are_not_compared(pairs):

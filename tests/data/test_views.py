@@ -40,6 +40,18 @@ def test_both_parts_make_the_whole_and_every_class_is_in_both(folder):
   assert source.class_names[source[0].label] == source[0].texts[0] == "ant"
 
 
+def test_a_table_with_classes_holds_out_what_a_folder_does_and_no_other_table(
+  folder, tmp_path
+):
+  rows = [f"{key},{key.split('/')[0]}\n" for key in reversed(_keys(folder))]
+  (tmp_path / "t.csv").write_text("image,label\n" + "".join(rows))
+  table = f"csv:{tmp_path / 't.csv'}?root=my pictures&split=held_out"
+  held_out = sorted(_keys(f"{folder}?split=held_out"))
+  assert sorted(_keys(f"{table}&label=label")) == held_out
+  # Of captions a share of all is held out (docs/data.md).
+  assert sorted(_keys(f"{table}&caption=label")) != held_out
+
+
 def test_records_that_come_or_go_move_few_others(folder, tmp_path, png):
   before = set(_keys(f"{folder}?split=held_out"))
   for i in range(10, 15):

@@ -546,7 +546,8 @@ def call(capsys, *arguments):
   bad = [x["set"] for x in found["sets"] if is_bad(x)]
   told = f"None of the {len(found['sets'])} sets is there."
   if bad:
-    told = f"{len(bad)} of {len(found['sets'])} sets cannot be used: "
+    are = "is" if len(bad) == 1 else "are"
+    told = f"{len(bad)} of {len(found['sets'])} sets {are} damaged or wrong: "
     told += f"{', '.join(bad)}."
   assert (f"Error: {told}" in shown.err.splitlines()) == (code == 1)
   return code, found
@@ -555,6 +556,18 @@ def call(capsys, *arguments):
 def is_bad(result):
   """Whether a set is there and cannot be used."""
   return (result.get("status") or result["state"]) in ("wrong", "damaged")
+
+
+def test_a_set_without_its_metric_is_not_said_to_be_missing(
+  model, tmp_path, capsys
+):
+  folders = {name: name for name in data_sets.classes_of("voc2007").names}
+  write_folders(tmp_path / "voc2007" / "test", folders, 40)
+  words = ("eval", model, "--data-root", tmp_path, "--out", tmp_path / "out")
+  with pytest.raises(SystemExit, match="1"):
+    cli.main([str(x) for x in (*words, "--suite", "voc2007,mnist")])
+  error = capsys.readouterr().err.splitlines()[-1]
+  assert error == "Error: No set that is there gives its metric: voc2007."
 
 
 def test_the_command_measures_a_suite(data, model, tmp_path, capsys):

@@ -136,6 +136,7 @@ def test_a_dry_run_makes_everything_and_asks_nobody(offline, model, runs):
   said = runs("push", model, "me/mine", "--to=open-clip", "--dry-run")
   for words in ("open_clip_model.safetensors  12.5", "README.md", "--dry-run"):
     assert words in said
+  assert "hf-hub:" not in said  # Nothing is there to load.
   assert not (offline / "cache").exists()
 
 

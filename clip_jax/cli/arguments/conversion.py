@@ -80,14 +80,18 @@ def add_verify(parser: flags.Parser) -> None:
     help="compute in float64, with a bar of 1e-12",
   )
   parser.add_argument(
-    "--examples", type=flags.count, default=4, metavar="N", help="default: 4"
+    "--examples",
+    type=flags.count,
+    default=4,
+    metavar="N",
+    help="random images, and as many texts, to compare on (default: 4)",
   )
   parser.add_argument(
     "--seed",
     type=flags.seed,
     default=0,
     metavar="N",
-    help="seed of the random inputs",
+    help="seed of the random inputs (default: 0)",
   )
   flags.add_json(parser)
 

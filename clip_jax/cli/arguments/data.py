@@ -62,8 +62,8 @@ def _add_curate(parser: flags.Parser) -> None:
     "--max-per-query",
     metavar="N",
     type=flags.count,
-    help="pairs that each query keeps, on average (the paper: 20000); of "
-    "several languages, each query of the first",
+    help="pairs that each query keeps, on average (the paper: 20000); with "
+    "several languages, each query of the first one",
   )
   parser.add_argument(
     "--tail-share",
@@ -79,7 +79,7 @@ def _add_curate(parser: flags.Parser) -> None:
     help="pairs that are kept in all, on average",
   )
   parser.add_argument(
-    "--seed", metavar="N", type=int, default=0, help="default: 0"
+    "--seed", metavar="N", type=int, default=0, help="of the draws (default: 0)"
   )
   parser.add_argument(
     "--ignore-case",

@@ -2,6 +2,7 @@
 
 import argparse
 
+from clip_jax import names
 from clip_jax.cli import flags
 
 
@@ -16,7 +17,7 @@ def add_doctor(parser: flags.Parser) -> None:
     "--steps",
     type=flags.count,
     metavar="N",
-    help="updates on the one batch",
+    help=f"updates on the one batch (default: {names.DOCTOR_STEPS})",
   )
   flags.add_json(parser)
   parser.usage = (

@@ -194,9 +194,9 @@ def add_classify(parser: flags.Parser) -> None:
   parser.add_argument(
     "--probabilities",
     choices=names.PROBABILITIES,
-    help="softmax: they add up to 100 %% over the labels; sigmoid: each label "
-    "by itself, so that none or several may fit (default: the one that the "
-    "model was trained with)",
+    help="softmax: they add up to 100 %% over the labels; sigmoid, of a model "
+    "that was trained with it: each label by itself, so that none or several "
+    "may fit (default: the one that the model was trained with)",
   )
   flags.add_max_pixels(parser)
   flags.add_json(parser)
@@ -217,7 +217,8 @@ def add_embed(parser: flags.Parser) -> None:
     "--dtype",
     default="float32",
     choices=names.INDEX_DTYPES,
-    help="how the index stores numbers (default: float32; int8: a quarter)",
+    help="how the index stores numbers (default: float32; int8 takes a quarter "
+    "of the bytes)",
   )
   flags.add_batches(parser)
   flags.add_max_pixels(parser)

@@ -67,6 +67,6 @@ def push(arguments: argparse.Namespace) -> verb.Answer:
     *(f"Warning: {warning}" for warning in pushed.warnings),
     "",
     did,
-    f"Load it by {pushed.address}",
+    *([] if pushed.dry_run else [f"Load it by {pushed.address}"]),
   ]
   return verb.Answer(dataclasses.asdict(pushed), "\n".join(lines))

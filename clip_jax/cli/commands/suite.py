@@ -116,14 +116,20 @@ def _problem(
   wrong = [result["set"] for result in found if result[field] in bad]
   if wrong:
     sets = terminal.counted(len(found), "set")
-    return f"{len(wrong)} of {sets} cannot be used: " + (
-      f"{', '.join(wrong[:5])}{', …' if wrong[5:] else ''}."
-    )
+    are = terminal.noun(len(wrong), "is", "are")
+    return f"{len(wrong)} of {sets} {are} damaged or wrong: {_listed(wrong)}."
   if any(result[field] == good for result in found):
     return ""
+  there = [x["set"] for x in found if x[field] != result_files.MISSING]
+  if there:
+    return f"No set that is there gives its metric: {_listed(there)}."
   if len(found) == 1:
     return f"{found[0]['set']} is not there."
   return f"None of the {len(found)} sets is there."
+
+
+def _listed(sets: Sequence[str]) -> str:
+  return f"{', '.join(sets[:5])}{', …' if sets[5:] else ''}"
 
 
 def architecture(clip: inference.Clip) -> str:

@@ -29,6 +29,7 @@ from clip_jax.convert.verify.oracle import (
 
 _CLASSES = {
   "clip": "CLIPModel",
+  "metaclip_2": "MetaClip2Model",
   "chinese_clip": "ChineseCLIPModel",
   "siglip": "SiglipModel",
   "siglip2": "Siglip2Model",
@@ -71,7 +72,10 @@ def _load(source: Checkpoint) -> Oracle:
     path = sentence_transformers.model_directory(path)
   kind = json.loads((path / "config.json").read_text())["model_type"]
   if kind not in _CLASSES:
-    raise errors.unknown("model_type", kind, _CLASSES)
+    raise errors.UserError(
+      f"{source.path} has model_type {kind!r}, which is not compared; these "
+      f"are: {', '.join(sorted(_CLASSES))}."
+    )
   model = getattr(transformers, _CLASSES[kind]).from_pretrained(
     path,
     dtype=torch.float64 if source.double else torch.float32,

@@ -58,8 +58,8 @@ _ROWS, _COLS = _lowest()
 def of(image: Image.Image) -> Look:
   """Returns the looks of `image`.
 
-  The bits are the signs of the lowest frequencies of the grey image, by a
-  discrete cosine transform (pHash; Zauner, 2010).
+  The bits say which of the lowest frequencies of the grey image, by a discrete
+  cosine transform, are above a small margin (pHash; Zauner, 2010).
   """
   rgb = preprocess.to_rgb(image)
   small = rgb.convert("L").resize((_SIDE, _SIDE), Image.Resampling.LANCZOS)

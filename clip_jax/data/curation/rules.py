@@ -38,8 +38,8 @@ class Rules:
   )
   block_domains: tuple[str, ...] = _rule(
     LIST,
-    "a file with a domain a line: pairs that name it, or a part of it, in "
-    "their key or a caption go",
+    "a file with a domain a line: pairs that name it, or a subdomain of it, "
+    "in their key or a caption go",
   )
   block_words: tuple[str, ...] = _rule(
     LIST,
