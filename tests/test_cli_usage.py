@@ -35,6 +35,7 @@ from clip_jax.train import peers
     (["app"], "required: MODEL"),
     (["app", "m", "--port", "65536"], "whole number from 0 to 65535"),
     (["app", "m", "--keys", "a"], "--keys goes with --index"),
+    (["app", "m", "--password="], "--password is empty; leave it out, or"),
     (["app", "m", "--prot=1"], "Did you mean --port?"),
     (["search", "index"], "give a text"),
     (["search", "index", " "], "is empty"),

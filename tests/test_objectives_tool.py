@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 
 import pytest
 
@@ -45,6 +46,26 @@ def test_seeds_that_never_reach_the_target_are_told_and_count():
   lines = objectives._table(rows, 0.6).splitlines()
   assert any("> 2.83 (1 of 2)" in line for line in lines)
   assert any(" 1.00 " in line for line in lines)
+
+
+@pytest.mark.parametrize(
+  ("given", "message"),
+  [
+    (["--seeds", "0"], "--seeds: must be a whole number, at least 1; got '0'"),
+    (["--target", "60"], "--target: must be from 0 to 1; got '60'"),
+    (["--config.seed=3"], "--config.seed is set for each run by --seeds"),
+    (["--config.objective.kind=lm"], "is set for each run by --kinds"),
+  ],
+)
+def test_what_would_give_an_empty_or_another_comparison_is_refused(
+  given, message, tmp_path, monkeypatch, capsys
+):
+  words = ["objectives.py", "--out", str(tmp_path / "out"), *given]
+  monkeypatch.setattr(sys, "argv", words)
+  with pytest.raises(SystemExit):
+    objectives.main()
+  assert message in capsys.readouterr().err
+  assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.slow

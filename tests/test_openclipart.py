@@ -444,6 +444,13 @@ def test_wrong_sources_are_told(tool, tmp_path, make, says):
   assert not list(tmp_path.glob(".out*"))
 
 
+@pytest.mark.parametrize("size", ["7", "2049", "0000000099999999", "x", "8.5"])
+def test_sizes_out_of_bounds_are_refused(tool, capsys, size):
+  with pytest.raises(SystemExit):
+    tool.main(["svg", "--out", "made", "--size", size])
+  assert f"{size!r} is no number from 8 to 2048" in capsys.readouterr().err
+
+
 def test_a_missing_library_is_told_by_its_extra(tool, monkeypatch, tmp_path):
   monkeypatch.setitem(sys.modules, "resvg_py", None)
   with pytest.raises(errors.UserError, match=r"\[svg\]"):

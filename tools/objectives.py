@@ -19,10 +19,11 @@ import statistics
 import sys
 
 from clip_jax import config as config_lib
-from clip_jax import errors, loading, names, terminal
+from clip_jax import errors, loading, names, terminal, whole_files
 from clip_jax.checkpoints import run_model
 from clip_jax.checkpoints import state as state_lib
 from clip_jax.checkpoints import workdir as workdir_lib
+from clip_jax.cli import flags
 from clip_jax.convert.engine import family
 from clip_jax.data import builtin
 from clip_jax.evals import efficiency
@@ -144,7 +145,7 @@ def measure(kind, seed, out, changes):
     "start": start,
     "config": json.loads(config_lib.to_json(config)),
   }
-  found.write_text(json.dumps(curve, indent=2))
+  whole_files.write(found, json.dumps(curve, indent=2).encode())
   return curve
 
 
@@ -268,18 +269,23 @@ def main():
     allow_abbrev=False,
   )
   parser.add_argument("--out", type=pathlib.Path, required=True, metavar="DIR")
-  parser.add_argument("--seeds", type=int, default=1, metavar="N")
+  parser.add_argument("--seeds", type=flags.count, default=1, metavar="N")
   parser.add_argument(
     "--kinds", default=",".join(names.OBJECTIVES), metavar="A,B"
   )
-  parser.add_argument("--target", type=float, default=0.6, metavar="SHARE")
+  parser.add_argument(
+    "--target", type=flags.share, default=0.6, metavar="SHARE"
+  )
   arguments, rest = parser.parse_known_args()
   changes = [text.removeprefix("--config.") for text in rest]
   if wrong := [text for text in rest if not text.startswith("--config.")]:
     parser.error(f"unknown argument {wrong[0]}")
+  for field, own in (("seed", "--seeds"), ("objective.kind", "--kinds")):
+    if any(change.startswith(f"{field}=") for change in changes):
+      parser.error(f"--config.{field} is set for each run by {own}")
   logging.basicConfig(level=logging.INFO, format="%(message)s")
   arguments.out.mkdir(parents=True, exist_ok=True)
-  kinds = arguments.kinds.split(",")
+  kinds = list(dict.fromkeys(arguments.kinds.split(",")))
   for kind in kinds:
     if kind not in names.OBJECTIVES:
       raise errors.unknown("objective", kind, names.OBJECTIVES)
@@ -298,5 +304,5 @@ def main():
 if __name__ == "__main__":
   try:
     main()
-  except errors.UserError as error:
+  except (errors.UserError, OSError) as error:
     sys.exit(f"Error: {error}")

@@ -294,7 +294,9 @@ def _knows(headers: Mapping[str, str], password: str) -> bool:
     given = base64.b64decode(coded, validate=True).partition(b":")[2]
   except (binascii.Error, ValueError):
     return False
-  return hmac.compare_digest(given, password.encode())
+  # A terminal may have given bytes that are no UTF-8.
+  wanted = password.encode(errors="surrogateescape")
+  return hmac.compare_digest(given, wanted)
 
 
 def _allow(scope: messages.Scope, methods: tuple[str, ...]) -> None:

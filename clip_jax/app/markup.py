@@ -131,12 +131,15 @@ def bars(found: classifying.Classified) -> str:
   return _styled(*rows, f'<p class="muted">{said}</p>', _cut_texts(found.cut))
 
 
-def hits(found: Sequence[search_lib.Hit], *, why_no_pictures: str) -> str:
+def hits(
+  found: Sequence[search_lib.Hit], *, why_no_pictures: str, cut: int
+) -> str:
   """Returns a card for each record that a search found.
 
   Args:
     found: the records.
     why_no_pictures: a text to show instead of pictures; "" to show pictures.
+    cut: number of texts that the model did not read to their end.
   """
   cards = []
   for hit in found:
@@ -154,7 +157,8 @@ def hits(found: Sequence[search_lib.Hit], *, why_no_pictures: str) -> str:
   said = ""
   if why_no_pictures:
     said = f'<p class="muted">No pictures: {text(why_no_pictures)}</p>'
-  return _styled(said, f'<div class="grid">{"".join(cards)}</div>')
+  grid = f'<div class="grid">{"".join(cards)}</div>'
+  return _styled(_cut_texts(cut), said, grid)
 
 
 def _picture(image: np.ndarray | Image.Image, alt: str) -> str:
@@ -195,9 +199,20 @@ def matrix(found: comparing.Compared) -> str:
 
 
 def heat_maps(
-  pictures: Sequence[answering.Picture], maps: Iterable[np.ndarray], words: str
+  pictures: Sequence[answering.Picture],
+  maps: Iterable[np.ndarray],
+  words: str,
+  *,
+  cut: int,
 ) -> str:
-  """Returns each picture with the similarity of its patches to a text."""
+  """Returns each picture with the similarity of its patches to a text.
+
+  Args:
+    pictures: what was compared.
+    maps: similarities, (rows, cols) for each picture.
+    words: the text.
+    cut: number of texts that the model did not read to their end.
+  """
   cards = []
   for shown, values in zip(pictures, maps, strict=True):
     rows, cols = values.shape
@@ -212,6 +227,7 @@ def heat_maps(
     )
   return _styled(
     f"<p>Where “{text(words)}” fits best, in each picture by itself:</p>",
+    _cut_texts(cut),
     f'<div class="grid">{"".join(cards)}</div>',
   )
 

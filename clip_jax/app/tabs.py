@@ -94,7 +94,11 @@ class Tabs:
     found = searching.search(
       self.engine, self.index, text=text, picture=picture, count=count
     )
-    return markup.hits(found, why_no_pictures=self.pictures.why_not)
+    return markup.hits(
+      found,
+      why_no_pictures=self.pictures.why_not,
+      cut=self._count_cut(text) if picture is None else 0,
+    )
 
   @_answered
   def compare(self, uploads: object, texts: object) -> str:
@@ -107,7 +111,9 @@ class Tabs:
     """Returns a heat map of each picture for one text."""
     pictures = self._read_all(uploads)
     maps = comparing.heat(self.engine, pictures, text)
-    return markup.heat_maps(pictures, maps, str(text).strip())
+    return markup.heat_maps(
+      pictures, maps, str(text).strip(), cut=self._count_cut(text)
+    )
 
   @_answered
   def watch(self, name: object) -> str:
@@ -142,6 +148,11 @@ class Tabs:
       raise searching.NoPictureError("There is no index.")
     data = self.pictures.thumbnail(row)
     return drawn.media_type(data), data
+
+  def _count_cut(self, text: object) -> int:
+    """Returns 1 for one typed text that is longer than the model reads."""
+    typed = limits.plain(text, "the text", most=limits.TEXT_CHARACTERS + 1)
+    return self.engine.count_cut([typed.strip()])
 
   def _run(self, name: object) -> pathlib.Path:
     if not isinstance(name, str) or name not in self.runs:

@@ -14,7 +14,6 @@ _TAKES = {
   float: "a number",
   int: "a whole number of at least 0",
   str: "a name",
-  tuple: "a list of numbers",
   types.NoneType: "null",
 }
 
@@ -35,11 +34,20 @@ def check(module: type, values: Mapping[str, Any], *, prefix: str = "") -> None:
     union = isinstance(hint, types.UnionType)
     kinds = typing.get_args(hint) if union else (hint,)
     if not any(_is(values[field], kind) for kind in kinds):
-      takes = [_TAKES[typing.get_origin(kind) or kind] for kind in kinds]
+      takes = [_taken(kind) for kind in kinds]
       raise errors.UserError(
         f"Model field {prefix + field!r} takes {' or '.join(takes)}; got "
         f"{values[field]!r:.100}."
       )
+
+
+def _taken(kind: Any) -> str:
+  """Returns what a field of this type takes, in words."""
+  if typing.get_origin(kind) is not tuple:
+    return _TAKES[kind]
+  parts = typing.get_args(kind)
+  each = "whole numbers" if parts[0] is int else "numbers"
+  return f"a list of {'one or more' if ... in parts else len(parts)} {each}"
 
 
 def _is(value: Any, kind: Any) -> bool:

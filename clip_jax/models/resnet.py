@@ -287,6 +287,11 @@ class ModifiedResNet(nn.Module):
         f"{len(self.depths)} stages; try {max(1, size // stride) * stride}."
       )
     layers.check_images(shape, size)
+    if self.width < 2:
+      raise errors.UserError(
+        f"width={self.width} must be at least 2: the stem begins with half of "
+        "it."
+      )
     features = self.width * EXPANSION * 2 ** (len(self.depths) - 1)
     if features % HEAD_DIM:
       raise errors.UserError(

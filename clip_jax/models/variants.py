@@ -105,6 +105,8 @@ _SIZES = {
   "vocab_size",
   "width",
 }
+# Fields of the whole model whose numbers must be more than 0.
+_POSITIVE = ("image_std", "init_logit_scale", "max_logit_scale")
 
 # The name of a model that is described by its overrides only: a run sets them
 # from the checkpoints with which it begins.
@@ -181,16 +183,15 @@ def complete(
         f"Model field {part!r} takes a dict of fields; got {change!r}."
       )
     if part not in merged:
-      raise errors.UserError(
-        f"The description of a model lacks {part!r}; give a dict with image, "
-        "text and embed_dim, or the name of a variant."
-      )
+      raise _lacking(part)
     if part in TOWERS:
       merged[part] = _resolve_tower(part, merged[part], dict(change))
     else:
       # The fields of a tokenizer are checked by the package `tokenizer`.
       merged[part] = {**merged[part], **change}
   merged |= overrides
+  if "embed_dim" not in merged:
+    raise _lacking("embed_dim")
   for field, derive in DERIVED.items():
     if field not in merged:
       merged[field] = derive(merged)
@@ -200,6 +201,13 @@ def complete(
     )
   _check_sizes(merged)
   return copy.deepcopy(merged)
+
+
+def _lacking(field: str) -> errors.UserError:
+  return errors.UserError(
+    f"The description of a model lacks {field!r}; give a dict with image, text "
+    "and embed_dim, or the name of a variant."
+  )
 
 
 def _check_sizes(description):
@@ -230,12 +238,14 @@ def _check_sizes(description):
     field_types.check(tower, description[part], prefix=f"{part}.")
   outside = {x: v for x, v in description.items() if x not in TOWERS}
   field_types.check(clip.CLIP, outside)
-  for field in ("image_std", "init_logit_scale", "max_logit_scale"):
-    numbers = np.ravel(description[field])
-    if not all(x is None or x > 0 for x in numbers):
+  positive = {
+    **{x: outside[x] for x in _POSITIVE},
+    **{f"{x}.norm_epsilon": description[x].get("norm_epsilon") for x in TOWERS},
+  }
+  for field, value in positive.items():
+    if not all(x is None or x > 0 for x in np.ravel(value)):
       raise errors.UserError(
-        f"Model field {field!r} must be more than 0; got "
-        f"{description[field]!r:.100}."
+        f"Model field {field!r} must be more than 0; got {value!r:.100}."
       )
   dropped = description["image"].get("patch_dropout", 0)
   if not 0 <= dropped < 1:

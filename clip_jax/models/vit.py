@@ -143,14 +143,17 @@ class VisionTransformer(nn.Module):
     return x[:, first_patch:] if each_patch and at is None else x
 
   def _check(self, shape):
-    size = self.image_size
-    if size < self.patch_size or (
-      size % self.patch_size and not self.drop_edge
-    ):
+    size, patch_size = self.image_size, self.patch_size
+    if size < patch_size:
       raise errors.UserError(
-        f"image_size={size} must be divisible by patch_size={self.patch_size}; "
-        f"try {max(1, size // self.patch_size) * self.patch_size}, or "
-        "drop_edge=True to ignore the pixels beyond the last whole patch."
+        f"image_size={size} must be at least patch_size={patch_size}; try "
+        f"{patch_size}, or smaller patches."
+      )
+    if size % patch_size and not self.drop_edge:
+      raise errors.UserError(
+        f"image_size={size} must be divisible by patch_size={patch_size}; try "
+        f"{size // patch_size * patch_size}, or drop_edge=True to ignore the "
+        "pixels beyond the last whole patch."
       )
     layers.check_images(shape, size)
     if self.pooling == "class" and not self.class_token:

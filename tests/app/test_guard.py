@@ -522,6 +522,13 @@ def test_a_password_is_asked_for_everywhere():
   assert answer[0] == 200
 
 
+def test_a_password_of_other_bytes_than_utf8_is_one():
+  server = Server(password="p\udcff")
+  for given, status in ((b"me:p\xff", 200), (b"me:p", 401)):
+    coded = "Basic " + base64.b64encode(given).decode()
+    assert server.ask("/", authorization=coded)[0] == status
+
+
 def test_web_sockets_are_closed_and_the_start_passes():
   server, sent = Server(reads=False), []
 

@@ -374,7 +374,7 @@ def test_thumbnails_are_small_and_made_anew(make_image):
 
 def test_a_heat_map_is_named_as_its_picture_is():
   picture = answering.Picture("a & <b>.png", np.zeros((4, 4, 3), np.uint8))
-  read = Read(markup.heat_maps([picture], [np.zeros((2, 2))], "a cat"))
+  read = Read(markup.heat_maps([picture], [np.zeros((2, 2))], "a cat", cut=0))
   named = [value for name, value in read.attributes if name == "alt"]
   assert named == ["a & <b>.png", "Heat map of a & <b>.png"]
 
@@ -424,3 +424,12 @@ def test_an_index_gives_the_key_of_a_row(index):
     for row in (0, 8)
     for hit in search.Index(index.directory).search(index.embeds[row], k=1)
   ]
+
+
+def test_a_search_and_a_heat_map_tell_of_a_text_that_is_cut(page, uploads):
+  upload = str(uploads / "a" / "0.png")
+  for text, is_cut in (("a cat", False), ("a " * 40, True)):
+    for answer in (page.search(text, None, 3), page.heat([upload], text)):
+      assert ("1 text is longer" in Read(answer).text) == is_cut
+  told = Read(page.search("a " * 40, upload, 3)).text
+  assert "longer" not in told  # The picture goes before the text.

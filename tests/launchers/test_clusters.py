@@ -100,6 +100,8 @@ def test_slurm_requeues_what_a_restart_mends(slurm, tmp_path):
   assert slurm(*words, SAVES=words[0], **options)[:2] == (0, [train, again])
   code, calls, said = slurm("--config", "configs/demo.py")
   assert code == 2 and not calls and "Usage: sbatch" in said
+  code, calls, said = slurm(*words, RESTARTS="many", CODE="75")
+  assert code == 2 and not calls and "RESTARTS='many' is no number" in said
   code, calls, said = slurm(*words, CLIP_JAX="/nowhere/clip-jax")
   assert code == 1 and not calls and "set CLIP_JAX" in said
 

@@ -336,6 +336,7 @@ def test_batch_norm_is_stable_far_from_zero(apply):
     ({"image_size": 28}, "try 24"),
     ({"image_size": 32}, r"\(batch, 32, 32, 3\)"),
     ({"width": 12}, "96 features"),
+    ({"width": 1}, "width=1 must be at least 2"),
   ],
 )
 def test_sizes_that_do_not_fit_are_refused(fields, message):

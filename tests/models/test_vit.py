@@ -168,7 +168,7 @@ def test_patch_dropout_keeps_the_class_token_and_acts_in_training_only(
     ({"pooling": "mean"}, "Known: class, gap, map"),
     ({"class_token": False}, "try pooling='gap'"),
     ({"image_size": 9}, "try 8, or drop_edge=True"),
-    ({"image_size": 1, "drop_edge": True}, "try 2"),
+    ({"image_size": 1, "drop_edge": True}, "at least patch_size=2; try 2, or"),
     ({"norm_after_pool": True}, "needs pooling='gap', got 'class'"),
     ({"image_size": 16}, r"\(batch, 16, 16, 3\)"),
   ],

@@ -1,13 +1,9 @@
 """The table of plans in tools/bench."""
 
-import pathlib
-
 import pytest
 
 import by_path
 from clip_jax.plan import presentation
-
-_PATH = pathlib.Path(__file__).parents[2] / "tools/bench/plan.py"
 
 
 @pytest.fixture(scope="module")

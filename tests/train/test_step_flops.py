@@ -163,6 +163,17 @@ def test_a_runs_utilisation_is_its_rate_times_what_a_pair_is_worth(
     assert line["mfu"] == pytest.approx(want, rel=1e-9)
 
 
+@pytest.mark.slow
+def test_the_bench_of_packed_text_compiles_and_counts_both_sides(monkeypatch):
+  monkeypatch.syspath_prepend(str(by_path.ROOT / "tools" / "bench"))
+  bench = by_path.load("tools/bench/packed_text.py")
+  training = bench.Training(bench.make_config("tiny-vit", 8))
+  training.compile()
+  assert training.compiled.keys() == set(bench.SIDES)
+  # Eight captions in the same rows: packing only adds where they are read.
+  assert training.operations["packed"] >= training.operations["full"] > 0
+
+
 def test_the_bench_of_the_step_prints_what_is_computed(monkeypatch):
   # For its tables.
   monkeypatch.syspath_prepend(str(by_path.ROOT / "tools" / "bench"))

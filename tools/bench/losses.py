@@ -3,7 +3,7 @@
     python tools/bench/losses.py --json bench.json --markdown bench.md
 
 The first table compiles value and gradients for chips that need not be here
-(libtpu must be: pip install 'clip_jax[plan]'): the peak memory of a chip and
+(libtpu must be: pip install '.[plan]'): the peak memory of a chip and
 the compiler's estimate of its cycles with every loop counted as often as it
 runs. The estimate leaves out what chips wait for each other, and is none of a
 kernel's time. The second table runs on eight simulated devices on this CPU, all

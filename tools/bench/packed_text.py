@@ -133,8 +133,10 @@ class Training:
   def compile(self):
     """Compiles both sides and counts their operations."""
     for name, batch in self.batches().items():
-      self.compiled[name] = self.step.lower(self.state, batch).compile()
-      self.operations[name] = flops.count(self.step, self.state, batch)
+      traced = self.step.trace(self.state, batch)
+      calls = flops.calls(traced.jaxpr.jaxpr)
+      self.compiled[name] = traced.lower().compile()
+      self.operations[name] = sum(map(flops.call_flops, calls))
 
   def seconds(self, name, batch):
     """Returns the wall time of one update."""

@@ -295,7 +295,8 @@ def make(
 
 def _number(least: int, most: int):
   def parse(text):
-    if not text.isdecimal() or not least <= int(text[:9]) <= most:
+    fits = text.isdecimal() and len(text) <= len(str(most))
+    if not fits or not least <= int(text) <= most:
       raise argparse.ArgumentTypeError(
         f"{text!r} is no number from {least} to {most}"
       )

@@ -169,7 +169,7 @@ judge() { # RESULTS: prints running, ending, lost, trained or a code.
 }
 
 is_final() { # CODE: whether supervise.sh does not start again after it.
-  [ "$1" = 130 ] || { [ "$1" -lt 128 ] && [ "$1" != 75 ]; }
+  [ "$1" = 130 ] || { [ "$1" -le 128 ] && [ "$1" != 75 ]; }
 }
 
 follower="" # The process group that shows worker 0's log.

@@ -320,7 +320,6 @@ def add_app(parser: flags.Parser) -> None:
   )
   parser.add_argument(
     "--password",
-    default="",
     metavar="WORD",
     help="that visitors are asked for, with any user name; other users of this "
     "machine can see arguments, but not CLIP_JAX_APP_PASSWORD, the variable "
@@ -334,4 +333,6 @@ def check_app(arguments: argparse.Namespace) -> str | None:
   """Returns an error message if arguments do not go together, or None."""
   if arguments.keys is not None and arguments.index is None:
     return "--keys goes with --index"
+  if arguments.password == "":
+    return "--password is empty; leave it out, or give a word"
   return None
