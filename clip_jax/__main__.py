@@ -17,6 +17,9 @@ def main() -> None:
   """Runs the command of this process's arguments, and ends with its code."""
   try:
     cli.main()
+  except SystemExit as end:
+    interrupts.end_if_interrupted(end.code)
+    raise
   finally:
     # What follows only ends the process: no Ctrl-C needs a traceback there.
     signal.signal(signal.SIGINT, signal.SIG_DFL)

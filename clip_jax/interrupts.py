@@ -16,6 +16,9 @@ from typing import Any
 EXIT_CODE = 130  # 128 + SIGINT.
 MESSAGE = "Interrupted."
 
+# What the last command held that was interrupted.
+_kept: list[BaseException] = []
+
 # By then the finalizer or callback that was interrupted has returned.
 _AGAIN_SECONDS = 0.05
 
@@ -30,6 +33,22 @@ def end_at_once() -> None:
   # A job in the background of a shell ignores it.
   if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, _end)
+
+
+def keep(error: KeyboardInterrupt) -> None:
+  """Keeps alive what an interrupted command held, by its traceback.
+
+  JAX compiles in threads of its own, which Ctrl-C does not end, and which crash
+  where the devices or the objects that they read are freed.
+  """
+  _kept[:] = [error]
+
+
+def end_if_interrupted(code: object) -> None:
+  """Ends this process, if that is its exit code, and frees nothing before."""
+  if code == EXIT_CODE:
+    sys.stderr.flush()
+    os._exit(EXIT_CODE)
 
 
 @contextlib.contextmanager

@@ -216,6 +216,38 @@ def test_ctrl_c_while_the_arguments_are_parsed_is_one_line(monkeypatch, fails):
   assert fails("models", code=130) == "Interrupted.\n"
 
 
+_COMPILES = """
+import atexit, os, runpy, signal, sys, threading
+atexit.register(print, "The devices are freed.")
+import jax, jax.numpy as jnp
+from clip_jax import interrupts
+from clip_jax.cli import verbs
+def call(arguments):
+  def long(x):
+    for _ in range(3000):
+      x = jnp.sin(x) @ x
+    return x
+  lowered = jax.jit(long).lower(jnp.eye(3))
+  threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
+  with interrupts.raised():
+    lowered.compile()
+  raise AssertionError("It took less than half a second.")
+object.__setattr__(verbs.VERBS["models"], "run", call)
+sys.argv = ["clip-jax", "models"]
+signal.signal(signal.SIGINT, signal.default_int_handler)
+runpy.run_module("clip_jax", run_name="__main__")
+"""
+
+
+def test_ctrl_c_while_jax_compiles_frees_nothing_that_it_reads():
+  """A crash after it came in half of the runs that were interrupted so."""
+  ended = subprocess.run(
+    [sys.executable, "-c", _COMPILES], capture_output=True, text=True, cwd=ROOT
+  )
+  assert (ended.returncode, ended.stderr) == (130, "Interrupted.\n")
+  assert not ended.stdout
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("verb", ["data prepare", "train"])
 def test_one_ctrl_c_ends_a_starting_command_whenever_it_comes(tmp_path, verb):

@@ -66,7 +66,8 @@ def run(argv: Sequence[str]) -> int:
         "or to /dev/null."
       )
     return _run(parser.parse(argv), stdout)
-  except KeyboardInterrupt:
+  except KeyboardInterrupt as error:
+    interrupts.keep(error)
     return _fail(interrupts.MESSAGE, interrupts.EXIT_CODE)
   except BrokenPipeError:
     output.discard(stdout)
