@@ -49,9 +49,8 @@ def load(
     )
   checks.check_names(checks.as_tree(config))
   if isinstance(config, ml_collections.FrozenConfigDict):
-    config = ml_collections.ConfigDict(
-      config.to_dict()
-    )  # Which can be changed.
+    # One that can be changed.
+    config = ml_collections.ConfigDict(config.to_dict())
   for change in changes:
     overrides.apply_override(config, change)
   return checks.check(config)
