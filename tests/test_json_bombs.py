@@ -24,7 +24,7 @@ from clip_jax.convert import engine, report
 from clip_jax.convert.files import safetensors_file
 from clip_jax.convert.formats import bert, timm_vit
 from clip_jax.convert.tensor import Tensor
-from clip_jax.data import ledger, prepare, record, sources
+from clip_jax.data import inspection, ledger, prepare, record, sources
 from clip_jax.data.sources import array_record, captions
 from clip_jax.evals import label_files, prompts
 from clip_jax.train import metric_log
@@ -191,7 +191,7 @@ def _prepared(root):
 
   def read():
     prepare.prepare(source, root / "copy")
-    prepare.inspect(sources.open_source(f"arrayrecord:{root / 'copy'}"))
+    inspection.inspect(sources.open_source(f"arrayrecord:{root / 'copy'}"))
 
   return Victim(root / "copy" / array_record.SIDECAR, read)
 

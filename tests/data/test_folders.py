@@ -7,7 +7,7 @@ import pytest
 
 import memory_source
 from clip_jax import errors
-from clip_jax.data import alike, prepare, record, sources
+from clip_jax.data import alike, inspection, record, sources
 
 
 @pytest.fixture
@@ -193,7 +193,7 @@ def test_a_single_caption_is_told(tmp_path, png, write_tar, several):
     text = f"a thing {n == 39}" if several else "a thing"
     members += [(f"{n}.png", png(n % 3)), (f"{n}.txt", text.encode())]
   source = sources.open_source(f"wds:{write_tar(tmp_path / 'a.tar', members)}")
-  notes = prepare.inspect(source)["notes"]
+  notes = inspection.inspect(source)["notes"]
   assert [n for n in notes if "same caption, 'a thing'" in n] == [*notes]
   assert len(notes) == (0 if several else 1)
   found = [

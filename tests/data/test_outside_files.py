@@ -14,7 +14,7 @@ import pytest
 from pyarrow import parquet
 
 from clip_jax import cli, errors, preprocess, regular_files
-from clip_jax.data import prepare, record, sources
+from clip_jax.data import inspection, prepare, record, sources
 from clip_jax.data.sources import array_record
 
 
@@ -504,7 +504,7 @@ def test_an_image_that_is_a_pointer_of_git_lfs_is_called_so(tmp_path, png):
   (tmp_path / "cat").mkdir()
   (tmp_path / "cat" / "0.png").write_bytes(POINTER)
   (tmp_path / "cat" / "1.png").write_bytes(png(1))
-  found = prepare.inspect(sources.open_source(f"folder:{tmp_path}"))
+  found = inspection.inspect(sources.open_source(f"folder:{tmp_path}"))
   assert found["bad"] == {"lfs_pointer": 1}
   assert "git lfs pull" in found["hints"]["lfs_pointer"]
 
@@ -574,7 +574,7 @@ def test_a_root_is_advised_where_most_images_are_missing(
   (tmp_path / "p.csv").write_text("image,caption\n" + "\n".join(lines))
   for n in range(missing, 4):
     (tmp_path / f"{n}.png").write_bytes(png(n))
-  found = prepare.inspect(sources.open_source(f"csv:{tmp_path}/p.csv"))
+  found = inspection.inspect(sources.open_source(f"csv:{tmp_path}/p.csv"))
   assert found["bad"] == {"missing_file": missing}
   assert "0.png was tried" in found["hints"]["missing_file"]
   assert ("?root=DIR" in found["hints"]["missing_file"]) == advised

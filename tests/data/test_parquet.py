@@ -13,7 +13,7 @@ import pytest
 from pyarrow import parquet as pq
 
 from clip_jax import cli, errors
-from clip_jax.data import account, prepare, sources
+from clip_jax.data import account, inspection, sources
 from clip_jax.data.sources import parquet, row_groups, splits, views
 
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
@@ -405,7 +405,7 @@ def test_a_damaged_file_is_told_and_its_rows_count_as_lost(
   assert says in caplog.text
   with pytest.raises(errors.UserError, match="are lost to damage"):
     account.check(source, "x", max_bad_fraction=0.1)
-  found = prepare.inspect(source)
+  found = inspection.inspect(source)
   assert found["damages"] == [(str(path), 0, reason)]
   assert (found["good"], found["lost"]) == (9, lost)
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from clip_jax import cli, errors
-from clip_jax.data import copying, prepare, sources
+from clip_jax.data import copying, inspection, prepare, sources
 from clip_jax.data.curation import making
 from clip_jax.data.sources import array_record
 
@@ -287,7 +287,7 @@ def test_more_records_than_bytes_are_not_believed(mixed, tmp_path):
 
 def test_inspecting_says_what_is_in_the_data(mixed, tmp_path, write_tar):
   done = []
-  found = prepare.inspect(mixed, first=2, on_record=done.append)
+  found = inspection.inspect(mixed, first=2, on_record=done.append)
   assert done == list(range(1, 7))
   first = found.pop("first")
   assert found == {
@@ -309,13 +309,15 @@ def test_inspecting_says_what_is_in_the_data(mixed, tmp_path, write_tar):
     "labels": {1: 4},
     "image_bytes": sum(len(mixed[i].image) for i in (0, 1, 3, 4)),
   }
-  assert prepare.inspect(mixed, most_bad=1)["bad_keys"] == found["bad_keys"][:1]
+  assert (
+    inspection.inspect(mixed, most_bad=1)["bad_keys"] == found["bad_keys"][:1]
+  )
   assert [item["key"] for item in first] == ["key000", "key001"]
   assert (first[0]["width"], first[0]["height"]) == (9, 11)
   json.dumps(found | {"first": first})
   path = write_tar(tmp_path / "a.tar", [("a.txt", b"x")])
   path.write_bytes(path.read_bytes()[:1024])
-  damaged = prepare.inspect(sources.open_source(f"wds:{path}"))
+  damaged = inspection.inspect(sources.open_source(f"wds:{path}"))
   assert damaged["damages"] == [(str(path), 1024, "no_end_marker")]
 
 

@@ -7,7 +7,7 @@ import pickle
 import pytest
 
 from clip_jax import errors
-from clip_jax.data import account, prepare, sources
+from clip_jax.data import account, inspection, prepare, sources
 from clip_jax.data.sources import views
 
 COUNTS = {"tabby cat": 10, "été": 3, "ant": 2, "one": 1}
@@ -94,7 +94,7 @@ def test_parts_differ_in_their_fingerprints_and_can_be_sent_to_workers(folder):
 
 def test_a_part_is_inspected_and_prepared_like_any_data(folder, tmp_path):
   source = sources.open_source(f"{folder}?split=held_out")
-  assert prepare.inspect(source)["good"] == 4
+  assert inspection.inspect(source)["good"] == 4
   prepare.prepare(source, tmp_path / "out", address=folder)
   assert len(sources.open_source(f"arrayrecord:{tmp_path / 'out'}")) == 4
 

@@ -11,7 +11,7 @@ import pytest
 from pyarrow import parquet
 
 from clip_jax import cli, errors
-from clip_jax.data import prepare, record, sources
+from clip_jax.data import inspection, prepare, record, sources
 from clip_jax.data.sources import kept_index
 
 
@@ -422,7 +422,7 @@ def test_labels_without_names_say_what_they_need(tmp_path, write_tar, png):
 def test_class_names_given_twice_are_told(tmp_path, write_tar, png):
   write_tar(tmp_path / "a.tar", [("0.png", png(0)), ("0.cls", b"1")])
   (tmp_path / "classnames.txt").write_text("missile\rsunglasses\r\nMissile\n")
-  found = prepare.inspect(sources.open_source(f"wds:{tmp_path}/a.tar"))
+  found = inspection.inspect(sources.open_source(f"wds:{tmp_path}/a.tar"))
   assert "the same name" in found["notes"][-1]
   assert "'missile'." in found["notes"][-1]
 

@@ -6,7 +6,7 @@ from clip_jax import preprocess, terminal
 from clip_jax.cli import verb
 from clip_jax.cli.commands import curation, mixing, stats, suite
 from clip_jax.cli.commands import queries as queries_command
-from clip_jax.data import account, copying, prepare, sources
+from clip_jax.data import account, copying, inspection, prepare, sources
 from clip_jax.data.curation import curate
 from clip_jax.data.curation import queries as queries_lib
 
@@ -25,7 +25,7 @@ def data(arguments: argparse.Namespace) -> verb.Answer:
 
 
 def _inspect(arguments, source, on_record) -> verb.Answer:
-  found = prepare.inspect(
+  found = inspection.inspect(
     source, limits=_limits(arguments), on_record=on_record
   )
   lines = [
