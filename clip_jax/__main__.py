@@ -10,11 +10,12 @@ from clip_jax.data import parent
 parent.begin_if_worker()
 interrupts.end_at_once()
 
-from clip_jax import cli  # noqa: E402
+from clip_jax import cli, collector  # noqa: E402
 
 
 def main() -> None:
   """Runs the command of this process's arguments, and ends with its code."""
+  collector.pause()
   try:
     cli.main()
   except SystemExit as end:

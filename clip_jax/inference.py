@@ -7,12 +7,11 @@ import os
 import pathlib
 import threading
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from clip_jax import embedder, encoding, errors, sharding
 from clip_jax import fingerprint as fingerprint_lib
@@ -24,6 +23,9 @@ from clip_jax.evals import embedding_model, label_files, text_weights
 from clip_jax.evals import probabilities as probabilities_lib
 from clip_jax.evals import prompts as prompts_lib
 from clip_jax.models import variants
+
+if TYPE_CHECKING:
+  from flax import nnx
 
 _LABEL_SETS_KEPT = 16
 
@@ -85,12 +87,14 @@ class Clip(encoding.Encoding):
     preprocess = self.preprocess.with_max_pixels(max_pixels)
     return dataclasses.replace(self, preprocess=preprocess)
 
-  def to_nnx(self) -> nnx.Module:
+  def to_nnx(self) -> "nnx.Module":
     """Returns the model as a module of Flax's NNX, with its own parameters.
 
     It is called with (images, tokens) as the linen module is, and has the same
     parameters as `nnx.Param`: for `nnx.jit`, `nnx.grad` and `nnx.Optimizer`.
     """
+    import flax.nnx as nnx  # A tenth of a second, for this function only.
+
     model = nnx.bridge.ToNNX(self.module)
     variables = nnx.bridge.variables.linen_vars_to_nnx_attrs(self.variables)
     for name, value in variables.items():

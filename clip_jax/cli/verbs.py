@@ -4,7 +4,7 @@ import importlib
 from collections.abc import Callable
 from typing import Any
 
-from clip_jax import interrupts
+from clip_jax import collector, interrupts
 from clip_jax.cli import flags
 from clip_jax.cli.arguments import (
   completion,
@@ -25,6 +25,7 @@ def _command(module: str, function: str) -> Callable[..., Any]:
 
   def call(*arguments: Any) -> Any:
     commands = importlib.import_module(f"clip_jax.cli.commands.{module}")
+    collector.resume()
     with interrupts.raised():
       return getattr(commands, function)(*arguments)
 
@@ -76,7 +77,7 @@ VERBS = {
   "classify": Verb(
     "say which label fits an image",
     use.add_classify,
-    _command("use", "classify"),
+    _command("classify", "classify"),
   ),
   "embed": Verb(
     "make an index of images to search in",
@@ -87,7 +88,7 @@ VERBS = {
   "search": Verb(
     "find images of an index by a text or an image",
     use.add_search,
-    _command("use", "search"),
+    _command("search", "search"),
     check=use.check_search,
   ),
   "app": Verb(
