@@ -107,3 +107,31 @@ def test_help_and_usage_errors_import_nothing_heavy():
     cwd=pathlib.Path(cli.__file__).parents[2],
   )
   assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("action", ["inspect", "prepare", "curate"])
+def test_looking_at_data_imports_no_jax(action, tmp_path):
+  (tmp_path / "queries.txt").write_text("figures\n")
+  more = {
+    "inspect": [],
+    "prepare": ["--out", str(tmp_path / "out")],
+    "curate": [
+      *("--out", str(tmp_path / "out"), "--max-per-query", "2"),
+      *("--queries", str(tmp_path / "queries.txt")),
+    ],
+  }
+  arguments = ["data", action, "builtin:two_digits/unseen", *more[action]]
+  code = (
+    "import sys; from clip_jax import cli\n"
+    f"cli.main({arguments!r})\n"
+    "heavy = {'jax', 'flax', 'grain', 'scipy', 'optax', 'transformers'}\n"
+    "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
+  )
+  done = subprocess.run(
+    [sys.executable, "-c", code],
+    capture_output=True,
+    text=True,
+    check=False,
+    cwd=pathlib.Path(cli.__file__).parents[2],
+  )
+  assert done.returncode == 0, done.stderr

@@ -32,6 +32,18 @@ def _command(module: str, function: str) -> Callable[..., Any]:
   return call
 
 
+_DATA = {
+  "inspect": _command("data", "inspect_data"),
+  "prepare": _command("data", "prepare_data"),
+  "doctor": _command("suite", "doctor"),
+  "curate": _command("curate", "curate"),
+  "filter": _command("curation", "filter_pairs"),
+  "dedupe": _command("curation", "dedupe"),
+  "mix": _command("mixing", "mix"),
+  "queries": _command("queries", "queries"),
+  "stats": _command("stats", "stats"),
+}
+
 VERBS = {
   "train": Verb(
     "train a model",
@@ -116,7 +128,7 @@ VERBS = {
   "data": Verb(
     "look at data, prepare it, or make a balanced part of it",
     data.add_data,
-    _command("data", "data"),
+    lambda arguments: _DATA[arguments.action](arguments),
     check=data.check_data,
     has_actions=True,
   ),

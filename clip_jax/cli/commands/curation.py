@@ -3,7 +3,6 @@
 import argparse
 import contextlib
 import dataclasses
-import shlex
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,31 +12,16 @@ from clip_jax import errors, host_memory, loading, names, preprocess, terminal
 from clip_jax import tokenizer as tokenizer_lib
 from clip_jax.cli import flags, verb
 from clip_jax.cli.arguments import curation
+from clip_jax.cli.commands import curate
 from clip_jax.data import account, sources
+from clip_jax.data.curation import dedupe as dedupe_lib
 from clip_jax.data.curation import (
-  beam_runner,
   filtering,
   likeness,
   linking,
-  survey,
 )
-from clip_jax.data.curation import dedupe as dedupe_lib
 from clip_jax.data.curation import rules as rules_lib
 from clip_jax.search import clusters
-
-
-def fill(arguments: argparse.Namespace) -> survey.Fill | None:
-  """Returns the function for --runner; None for processes here."""
-  if arguments.runner == "local":
-    return None
-  try:
-    words = shlex.split(arguments.beam_options or "")
-  except ValueError as error:
-    raise errors.UserError(
-      f"--beam-options {arguments.beam_options!r} cannot be split into words: "
-      f"{error}."
-    ) from None
-  return beam_runner.fill(words, workers=arguments.workers)
 
 
 def filter_pairs(arguments: argparse.Namespace) -> verb.Answer:
@@ -53,7 +37,7 @@ def filter_pairs(arguments: argparse.Namespace) -> verb.Answer:
       f"--batch-size and --threads go with a score model, and "
       f"{arguments.config} names none; leave them out or give --score-model."
     )
-  how = fill(arguments)
+  how = curate.fill(arguments)
   source = sources.open_source(arguments.data)
   model = (
     None if path is None else _model(str(path), arguments, "image", "text")
@@ -132,7 +116,7 @@ def _model(path: str, arguments: argparse.Namespace, *towers: str) -> _Model:
 
 def dedupe(arguments: argparse.Namespace) -> verb.Answer:
   """Writes the pairs of DATA that are no duplicates."""
-  how = fill(arguments)
+  how = curate.fill(arguments)
   source = sources.open_source(arguments.data)
   against = arguments.against and sources.open_source(arguments.against)
   semantic = None

@@ -5,6 +5,7 @@ from typing import Any
 
 from clip_jax import preprocess, terminal
 from clip_jax.cli import verb
+from clip_jax.cli.commands import data
 from clip_jax.data import account, sources
 from clip_jax.data.statistics import examine, summary
 from clip_jax.results import data_page
@@ -46,16 +47,8 @@ def stats(arguments: argparse.Namespace) -> verb.Answer:
       arguments.out, found, samples, address=arguments.data
     )
     text += f"\n\nWrote {payload['page']}"
-  problem = nothing_good(arguments.data, found)
+  problem = data.nothing_good(arguments.data, found)
   return verb.Answer(payload, text, problem=problem)
-
-
-def nothing_good(address: str, found: dict[str, Any]) -> str:
-  """Returns the sentence on data without any good record; "" for others."""
-  if found["good"]:
-    return ""
-  bad = terminal.counts(found["bad"])
-  return f"{terminal.escaped(address)} has no good record: {bad}."
 
 
 def _text(address: str, found: dict[str, Any]) -> str:
