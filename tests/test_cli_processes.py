@@ -114,9 +114,9 @@ def test_looking_at_data_imports_no_jax(action, tmp_path):
   (tmp_path / "queries.txt").write_text("figures\n")
   more = {
     "inspect": [],
-    "prepare": ["--out", str(tmp_path / "out")],
+    "prepare": [str(tmp_path / "out")],
     "curate": [
-      *("--out", str(tmp_path / "out"), "--max-per-query", "2"),
+      *(str(tmp_path / "out"), "--max-per-query", "2"),
       *("--queries", str(tmp_path / "queries.txt")),
     ],
   }
