@@ -259,7 +259,8 @@ class Clip(encoding.Encoding):
     self.check_embeds()
     if not self.spec:
       raise errors.UserError("A model without a description cannot be saved.")
-    if not isinstance(path, str | os.PathLike) or "\0" in str(path):
+    is_path = isinstance(path, str | os.PathLike)
+    if not is_path or "\0" in str(path) or not os.fspath(path):
       raise errors.UserError(
         f"save takes the path of a new directory, got {path!r:.100}."
       )

@@ -1,9 +1,11 @@
 """Checks of a model's inputs: images, texts, tokens and batch sizes."""
 
+import itertools
 import numbers
 import os
 import shlex
 import sys
+from collections.abc import Iterator
 from typing import Any, TypeGuard
 
 import flax.linen as nn
@@ -151,6 +153,13 @@ def check_traced_images(images: jax.Array, size: int) -> None:
       f"Images that are traced must be preprocessed, (n, {size}, {size}, 3), "
       f"each by clip.preprocess; got {images.shape}."
     )
+  if images.dtype != jnp.uint8 and not jnp.issubdtype(
+    images.dtype, jnp.floating
+  ):
+    raise errors.UserError(
+      "Images that are traced must be uint8 from 0 to 255, or floating and "
+      f"normalised; got {images.dtype}. Write x.astype('uint8')."
+    )
 
 
 def check_traced_tokens(tokens: jax.Array) -> None:
@@ -193,11 +202,15 @@ def is_traced(inputs: Any) -> TypeGuard[jax.Array]:
 
 
 def stacked(inputs: Any) -> Any:
-  """Returns a list that holds traced arrays as one array.
+  """Returns several inputs that are traced arrays as one array.
 
   Raises:
-    UserError: it holds something else, too.
+    UserError: there is something else among them.
   """
+  if isinstance(inputs, Iterator) and not hasattr(inputs, "read"):
+    first = list(itertools.islice(inputs, 1))
+    is_one = any(map(is_traced, first))
+    inputs = [*first, *inputs] if is_one else itertools.chain(first, inputs)
   if isinstance(inputs, list | tuple) and any(map(is_traced, inputs)):
     try:
       return jnp.stack([jnp.asarray(each) for each in inputs])

@@ -1,5 +1,6 @@
 """Loads a model of any format as a `Clip`."""
 
+import logging
 import numbers
 import os
 import pathlib
@@ -14,6 +15,7 @@ from clip_jax import (
   errors,
   inference,
   mirrors,
+  names,
   sharding,
 )
 from clip_jax import preprocess as preprocess_lib
@@ -23,6 +25,8 @@ from clip_jax.checkpoints import workdir as workdir_lib
 from clip_jax.convert import engine, hub, opening
 from clip_jax.convert.formats import workdir
 from clip_jax.models import clip, variants
+
+_LOGGER = logging.getLogger(__name__)
 
 
 @mirrors.in_errors()
@@ -42,7 +46,8 @@ def load(
       "s3://…"); or "hf-hub:ORG/NAME[@REVISION]".
     step: the checkpoint of a workdir to load; None for the newest valid one.
     source_format: a name in `opening.FORMATS`; None recognises the format.
-    activation: the towers' activation, for checkpoints that do not say it.
+    activation: the towers' activation, for checkpoints that do not say it; of
+      others it changes nothing, which is logged.
     devices: those that share each batch, if not all devices of the run.
 
   Raises:
@@ -59,6 +64,8 @@ def load(
     raise errors.UserError(f"step={step!r:.100} must be a whole number.")
   if source_format is not None:
     opening.find_format(source_format)
+  if activation is not None:
+    errors.check_known("activation", activation, names.ACTIVATIONS)
   address = os.fspath(model)
   if source_format in (None, workdir.NAME) and not hub.is_address(address):
     loaded = opening.read(
@@ -67,6 +74,7 @@ def load(
       step=step,
     )
     if loaded is not None:
+      _tell_of_activation(address, activation, {})
       return loaded
   if step is not None:
     raise errors.UserError(
@@ -78,6 +86,7 @@ def load(
     source_format=source_format,
     options=convert.Options(activation=activation),
   )
+  _tell_of_activation(address, activation, found.report.inferred)
   return assemble(
     variants.create_model(
       engine.completed(found.spec), execution=found.execution
@@ -89,6 +98,22 @@ def load(
     path=found.source.get("address") or _where(address),
     files=found.files,
   )
+
+
+def _tell_of_activation(
+  address: str, activation: str | None, inferred: Mapping[str, Any]
+) -> None:
+  """Warns of an activation that was given and not taken."""
+  taken = any(
+    "activation" in field and entry["source"] == "flag"
+    for field, entry in inferred.items()
+  )
+  if activation is not None and not taken:
+    _LOGGER.warning(
+      "activation=%r changed nothing: %s says it by itself.",
+      activation,
+      address,
+    )
 
 
 def _where(address: str) -> str:

@@ -474,6 +474,40 @@ def test_what_cannot_be_traced_is_refused(clip):
       jax.jit(lambda x, others=others: clip.encode_image([x, *others]))(image)
 
 
+@pytest.mark.parametrize("dtype", [np.int32, np.int8, bool])
+def test_traced_pixels_of_other_types_are_refused(clip, dtype):
+  """The model would take them for normalised ones."""
+  for encode in (clip.encode_image, clip.similarity):
+    more = (clip.tokenize("a"),) if encode == clip.similarity else ()
+    with pytest.raises(clip_jax.UserError, match="must be uint8 from 0 to 255"):
+      jax.jit(encode)(pixels(1).astype(dtype), *more)
+
+
+def test_a_generator_of_traced_inputs_is_encoded(clip):
+  images, tokens = pixels(2), clip.tokenize(["a cat", "a dog"])
+  for encode, given in (
+    (clip.encode_image, images),
+    (clip.encode_text, tokens),
+  ):
+    np.testing.assert_allclose(
+      jax.jit(lambda *x, encode=encode: encode(each for each in x))(*given),
+      encode(given),
+      atol=1e-5,
+    )
+
+
+def test_an_array_of_a_files_bytes_gets_the_remedy(clip):
+  encoded = np.frombuffer(b"\x89PNG", np.uint8)
+  for array, remedy in (
+    (encoded, r"give x\.tobytes"),
+    (jnp.asarray(encoded), r"give x\.tobytes"),
+    (torch.tensor(encoded), r"give x\.numpy\(\)\.tobytes"),
+  ):
+    for images in (array, [array]):
+      with pytest.raises(clip_jax.UserError, match=rf"shape \(4,\).*{remedy}"):
+        clip.encode_image(images)
+
+
 def test_one_token_is_no_text(clip):
   for tokens in (np.int64(5), np.array(5)):
     with pytest.raises(clip_jax.UserError, match=r"\(n, \d+\).*got \(\)"):
@@ -526,6 +560,26 @@ def test_a_saved_model_is_the_same_again(spec, tmp_path):
   with pytest.raises(clip_jax.UserError, match="give a new path"):
     before.save(tmp_path / "model")
   assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_model_is_not_saved_to_an_empty_path(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)  # It is empty, so that it could be replaced.
+  with pytest.raises(clip_jax.UserError, match="save takes the path of a new"):
+    make(SPEC).save("")
+
+
+def test_an_activation_that_is_given_in_vain_is_told(tmp_path, caplog):
+  make(SPEC).save(tmp_path / "model")
+  with pytest.raises(clip_jax.UserError, match="Unknown activation 'relu'"):
+    clip_jax.load(tmp_path / "model", activation="relu")
+  clip_jax.load(tmp_path / "model", activation="gelu_tanh")
+  assert "activation='gelu_tanh' changed nothing" in caplog.text
+
+
+def test_an_endless_name_of_no_model_is_not_repeated_whole():
+  with pytest.raises(clip_jax.UserError, match="does not exist") as raised:
+    clip_jax.load("a" * 5000)
+  assert len(str(raised.value)) < 1000
 
 
 def test_a_directory_from_before_probabilities_were_named_is_read(tmp_path):

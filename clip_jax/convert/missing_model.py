@@ -37,7 +37,7 @@ def error(path: pathlib.Path, accepted: str) -> errors.UserError:
     accepted: a description of what can be given.
   """
   name = str(path)
-  what = f"Model {name!r} does not exist"
+  what = f"Model {name!r:.300} does not exist"
   workdir, step = workdir_lib.split_step(path)
   if step is not None:
     steps = sorted(workdir_lib.saved_steps(pathlib.Path(workdir)))

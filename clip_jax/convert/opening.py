@@ -7,6 +7,7 @@ from typing import TypeVar
 
 from clip_jax import buckets, errors
 from clip_jax.convert import (
+  adapters,
   bucket_models,
   config_file,
   context,
@@ -19,14 +20,12 @@ from clip_jax.convert import (
 )
 from clip_jax.convert import report as report_lib
 from clip_jax.convert.engine.format import Format
-from clip_jax.convert.files import wrappers
 from clip_jax.convert.formats.table import FORMATS
 from clip_jax.convert.portable import Options, Portable
 
 # Files that describe a directory. If one is damaged, the error says so instead
 # of "in no known format".
 _DESCRIPTION = "config.json"
-_ADAPTER = "adapter_config.json"
 _SHOWN = 5
 _Result = TypeVar("_Result")
 _ACCEPTED = (
@@ -69,13 +68,7 @@ def recognise(path: pathlib.Path, options: Options | None = None) -> str:
 
 
 def _recognise_directory(path: pathlib.Path) -> str:
-  if (path / _ADAPTER).is_file():
-    base = config_file.peek(path / _ADAPTER).get("base_model_name_or_path")
-    of = f" of {base!r:.100}" if isinstance(base, str) else ""
-    raise errors.UserError(
-      f"Model {str(path)!r} holds LoRA adapters{of} ({_ADAPTER}), not a whole "
-      f"model. {wrappers.MERGE}"
-    )
+  adapters.refuse(path)
   for name, known in FORMATS.items():
     if known.recognise(path):
       return name

@@ -36,8 +36,8 @@ def each(images: Any) -> Iterable[ImageInput]:
   if _is_array(images):
     if len(images.shape) == 4:
       return list(_checked(images))
-    if len(images.shape) == 1:  # Of paths.
-      return list(images)
+    if len(images.shape) == 1 and not _kind(images).startswith(_NUMBERS):
+      return list(images)  # Of paths.
     return [images]
   if isinstance(images, Image.Image | decoding.Encoded) or hasattr(
     images, "read"
@@ -134,6 +134,11 @@ def _is_array(value: Any) -> bool:
   return hasattr(value, "shape") and hasattr(value, "dtype")
 
 
+def _kind(array: Any) -> str:
+  """Returns the name of an array's type, such as "uint8"."""
+  return str(getattr(array.dtype, "name", array.dtype)).rpartition(".")[2]
+
+
 def _checked(array: Any) -> np.ndarray:
   """Returns uint8 (…, h, w) or (…, h, w, channels) as numpy.
 
@@ -143,7 +148,7 @@ def _checked(array: Any) -> np.ndarray:
   if hasattr(array, "detach"):  # Of PyTorch, which may keep its history.
     array = array.detach()
   shape = tuple(array.shape)
-  kind = str(getattr(array.dtype, "name", array.dtype)).rpartition(".")[2]
+  kind = _kind(array)
   axes = len(shape)
   first = axes >= 3 and shape[-1] not in _CHANNELS and shape[-3] in _CHANNELS
   fits = axes == 2 or (axes in (3, 4) and shape[-1] in _CHANNELS)
@@ -155,7 +160,11 @@ def _checked(array: Any) -> np.ndarray:
   got = f"{kind} of shape {shape}"
   if first:
     got += ", channels first"
-  if not fits and not first:
+  if kind == "uint8" and axes == 1:
+    is_torch = type(array).__module__.startswith("torch")
+    of = "x.numpy()" if is_torch else "x"
+    way_on = f"If these are the bytes of a file, give {of}.tobytes()."
+  elif not fits and not first:
     way_on = "Give (height, width, 3), or a list of such arrays."
   else:
     with _readable(kind, shape):

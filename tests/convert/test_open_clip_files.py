@@ -114,6 +114,15 @@ def test_a_directory_may_use_other_names(
   _check(convert.open_model(tmp_path), model)
 
 
+@pytest.mark.parametrize("custom", [False, True])
+def test_names_may_be_those_of_a_custom_model_or_not(model, tmp_path, custom):
+  """open_clip's --force-custom-text makes a custom one of any config."""
+  data = {**MODEL_CFG, "custom_text": not custom}
+  (tmp_path / "open_clip_config.json").write_text(json.dumps(data))
+  _save(tmp_path / "epoch_1.pt", _tensors(model, custom=custom))
+  _check(convert.open_model(tmp_path), model)
+
+
 def test_several_weights_of_other_names_are_refused(model, tmp_path):
   (tmp_path / "open_clip_config.json").write_text(json.dumps(MODEL_CFG))
   for name in ("epoch_1.pt", "epoch_2.pt"):

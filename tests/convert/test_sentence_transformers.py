@@ -49,6 +49,7 @@ def clip(perturb, tmp_path_factory):
     ("", "", "CLIPModel"),
     ("0_CLIPModel", "", "CLIPModel"),
     ("", "", "Transformer"),
+    ("./0_CLIPModel/", "0_CLIPModel", "CLIPModel"),
   ],
 )
 def test_a_clip_is_read_wherever_it_lies(

@@ -248,6 +248,51 @@ def test_a_directory_of_adapters_gets_the_hint_to_merge_first(tmp_path):
     convert.open_model(tmp_path)
 
 
+@pytest.mark.parametrize(
+  "name",
+  [
+    "text_encoder.layers.0.k_proj.lora_linear_layer.down.weight",
+    "lora_te_text_model_encoder_layers_0_mlp_fc1.lora_down.weight",
+    "visual.transformer.resblocks.0.attn.q_proj.w_lora_A",
+    "base_model.model.visual.proj.hada_w1_a",
+    "base_model.model.visual.proj.lokr_w1",
+    "base_model.model.visual.proj.ia3_l",
+  ],
+)
+def test_adapters_of_other_kinds_get_the_hint_too(tmp_path, name):
+  _safetensors(tmp_path / "a.safetensors", {name: ONES["weight"]})
+  with pytest.raises(errors.UserError, match="merge_and_unload"):
+    convert.open_model(tmp_path / "a.safetensors")
+
+
+@pytest.mark.parametrize("place", ["", "default", "0_CLIPModel"])
+@pytest.mark.parametrize(
+  "file", ["adapter_model.safetensors", "pytorch_lora_weights.safetensors"]
+)
+def test_adapters_without_a_config_or_in_a_module_get_the_hint_too(
+  tmp_path, place, file
+):
+  (tmp_path / place).mkdir(exist_ok=True)
+  _safetensors(tmp_path / place / file, LORA)
+  if place == "0_CLIPModel":
+    kind = "sentence_transformers.models.CLIPModel"
+    module = {"idx": 0, "name": "0", "path": place, "type": kind}
+    (tmp_path / "modules.json").write_text(json.dumps([module]))
+  with pytest.raises(errors.UserError, match="merge_and_unload"):
+    convert.open_model(tmp_path)
+
+
+@pytest.mark.parametrize("name", WRITERS)
+@pytest.mark.parametrize(
+  "wrapper", ["checkpoint", "model_dict", "student_model", "params_ema"]
+)
+def test_wrappers_of_other_trainers_are_undone(tmp_path, name, wrapper):
+  WRITERS[name](tmp_path / name, {wrapper: _prefixed("module.")})
+  model = convert.open_model(tmp_path / name, options=TOLD)
+  stripped = [layer.strip(".") for layer in model.report.stripped]
+  assert stripped == [wrapper, "module"]
+
+
 def test_a_file_is_judged_by_the_names_in_it(tmp_path):
   _safetensors(tmp_path / "a.safetensors", {"blob": ONES["weight"]})
   with pytest.raises(errors.UserError, match=r"names that are known.*blob"):

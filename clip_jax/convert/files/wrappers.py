@@ -19,7 +19,8 @@ from clip_jax.convert.tensor import Tensor
 _WEIGHTS = (
   *("state_dict", "model_state_dict", "model_state", "model", "net", "network"),
   *("module", "clip", "clip_model", "base_model", "online_model"),
-  *("student", "teacher", "weights", "model_weights", "wrapped_model"),
+  *("student", "teacher", "student_model", "teacher_model", "checkpoint"),
+  *("weights", "model_weights", "model_dict", "wrapped_model"),
   *("lightning_module", "pl_module", "_model"),
   # Wrappers of torch and of DeepSpeed.
   *("_orig_mod", "_forward_module", "_fsdp_wrapped_module"),
@@ -28,7 +29,7 @@ _WEIGHTS = (
 _AVERAGES = (
   *("model_ema", "ema_model", "ema", "state_dict_ema", "ema_state_dict"),
   *("model_ema_state_dict", "ema_model_state_dict", "averaged_model"),
-  *("avg_model", "swa_model"),
+  *("avg_model", "swa_model", "params_ema", "ema_params", "ema_weights"),
 )
 WRAPPERS = frozenset((*_WEIGHTS, *_AVERAGES))
 # Prefixes of other parts of a training state, in containers without dicts.
@@ -48,7 +49,11 @@ _INNER = re.compile(
 _FIRST = re.compile(r"([^./]+)[./]")
 # More wrappers than are ever used; a hostile name may have hundreds.
 _MAX_LAYERS = 16
-_LORA = re.compile(r"(^|[./])lora_(A|B|embedding_A|embedding_B|magnitude)")
+# Of peft (LoRA, DoRA, LoHa, LoKr, IA3), loralib, diffusers and kohya.
+_ADAPTERS = re.compile(
+  r"(^|[./_])(lora_(A|B|up|down|embedding_[AB]|magnitude|linear_layer)"
+  r"|hada_w\d|lokr_w\d|ia3_l)"
+)
 MERGE = (
   "Merge them into the base model first, where PyTorch runs: "
   "peft.PeftModel.from_pretrained(base, path).merge_and_unload(); save that "
@@ -119,7 +124,7 @@ def unwrap(
     stripped += (f".{part}" for part in inner)
   if weights is not None and weights not in (x.strip(".") for x in stripped):
     raise _nothing_under(weights, offered, name)
-  adapters = [key for key in leaves if _LORA.search(key)]
+  adapters = [key for key in leaves if _ADAPTERS.search(key)]
   if adapters:
     raise errors.UserError(
       f"{name} holds LoRA adapters (tensors such as {adapters[0]:.100}), not a "

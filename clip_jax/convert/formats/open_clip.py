@@ -186,8 +186,11 @@ def _layout(
   described: open_clip_config.Described, tensors: Mapping[str, Tensor]
 ) -> dict[str, Any]:
   """Returns the kind of names in a checkpoint, by its config and tensors."""
-  # Older checkpoints of custom models have OpenAI's names all the same.
-  prefix = "" if "positional_embedding" in tensors else described.prefix
+  # Older checkpoints of custom models have OpenAI's names all the same, and
+  # those of open_clip's `--force-custom-text` have a custom model's.
+  known = {f"{prefix}positional_embedding": prefix for prefix in ("", "text.")}
+  found = known.keys() & tensors.keys()
+  prefix = known[found.pop()] if len(found) == 1 else described.prefix
   scalars = {
     name: list(tensors[name].shape)
     for name in ("logit_scale", "logit_bias")

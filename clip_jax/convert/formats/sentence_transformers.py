@@ -1,9 +1,10 @@
 """Reads sentence-transformers' directories: a BERT or a CLIP."""
 
 import pathlib
+import posixpath
 
 from clip_jax import errors, json_text, regular_files
-from clip_jax.convert import config_file, portable
+from clip_jax.convert import adapters, config_file, portable
 from clip_jax.convert.engine import kinds
 from clip_jax.convert.engine.format import Format
 from clip_jax.convert.files import datafile
@@ -92,17 +93,19 @@ def _modules(path: pathlib.Path) -> tuple[list[str], list[pathlib.Path]]:
       f"{path / MODULES} must hold a list of objects; fetch or make it again."
     )
   modules = [str(module.get("type", "")).split(".")[-1] for module in listed]
-  names = [module.get("path") for module in listed]
+  given = [module.get("path") for module in listed]
+  # Written by hand, a name may be "./0_CLIPModel/".
+  names = [posixpath.normpath(x) if isinstance(x, str) else ".." for x in given]
   if not all(
-    isinstance(name, str)
-    and (name in ("", ".") or regular_files.is_plain_name(name))
-    for name in names
+    name == "." or regular_files.is_plain_name(name) for name in names
   ):
     raise errors.DamagedError(
       f"{path / MODULES} names a directory that is not in its own; fetch or "
       "make it again."
     )
   directories = [path / name for name in names]
+  if directories:
+    adapters.refuse(directories[0])
   if modules[:1] == ["Transformer"] and huggingface.recognise(directories[0]):
     modules[0] = _CLIP  # As newer versions write it.
   if tuple(modules) not in _HELD:
@@ -124,9 +127,9 @@ def _pooling(path: pathlib.Path) -> str:
     for key, value in config.items()
     if key.startswith(_MODE) and value is True
   ]
-  word = config.get("pooling_mode")
-  if isinstance(word, str):
-    modes.append(word)
+  words = config.get("pooling_mode", [])
+  for word in words if isinstance(words, list) else [words]:
+    modes.append(str(word))
   if len(modes) != 1 or modes[0] not in _POOLINGS:
     raise errors.UserError(
       f"{path} has the poolings {', '.join(modes) or 'none'}; it must be "
