@@ -121,6 +121,26 @@ def test_damage_costs_what_it_hits_and_is_told(tmp_path, captioned, read_all):
     assert "ends within a record (byte" in kept.warnings()[0]
 
 
+def test_a_file_that_was_cut_between_two_records_is_told(tmp_path, captioned):
+  for number in range(4):
+    kept = captioned[: (2 if number == 1 else 3 if number == 3 else N)]
+    tf_examples.write(tmp_path / f"{number}.tfrecord", *kept)
+  address = f"tfrecord:{tmp_path}"
+  found = account.of(sources.open_source(address))
+  (note,) = found.notes
+  # The last file may hold what is left over.
+  assert f"1 file of 4 holds fewer records than the {N} of the others" in note
+  assert "1.tfrecord', which has 2: one that was cut" in note
+  assert not found.lost_records
+  # img2dataset says what each file holds.
+  (tmp_path / "1_stats.json").write_text(json.dumps({"successes": N}))
+  found = account.of(sources.open_source(address))
+  assert not found.notes and found.lost_records == N - 2
+  assert f"about {N - 2} records lost" in found.warnings()[0]
+  (tmp_path / "1_stats.json").write_text(json.dumps({"successes": 1}))
+  assert not account.of(sources.open_source(address)).lost_records
+
+
 def test_a_file_that_shrinks_later_ends_the_reading(tmp_path, captioned):
   path = tmp_path / "a.tfrecord"
   source = sources.open_source(tf_examples.write(path, *captioned))
