@@ -101,13 +101,20 @@ def open_tables(
     if not columns.are_in(footer.schema):
       damages[name], lost[name] = "other_columns", sum(footers.pop(name).rows)
   # A damaged file is taken to have had as many rows as the others have.
-  total = sum(sum(footer.rows) for footer in footers.values())
+  mean = _mean_rows(footers)
   for name in damages:
-    lost.setdefault(name, max(1, round(total / len(footers))))
+    total = sum(sum(footer.rows) for footer in footers.values())
+    usual = round(total / len(footers)) if mean is None else mean
+    lost.setdefault(name, max(1, usual))
   sites = [(name, 0, reason) for name, reason in damages.items()]
   for name, footer in footers.items():
     if footer.damage is not None:
-      offset, reason, lost[name] = footer.damage
+      offset, reason, count = footer.damage
+      if count is None and mean is not None:
+        least = 0 if reason == row_groups.NO_END else 1
+        count = max(least, mean - sum(footer.rows))
+      if count != 0:
+        lost[name] = count
       sites.append((name, offset, reason))
   if any(footer.index is not None for footer in footers.values()):
     opener = row_groups.Reopen(opener, footers)
@@ -147,6 +154,16 @@ def open_tables(
   if not has_ends:
     source.account.notes.extend(_note_short(footers))
   return source if split is None else views.part(source, split)
+
+
+def _mean_rows(footers: Mapping[str, row_groups.Footer]) -> int | None:
+  """Returns the mean number of rows of undamaged files; None without any."""
+  counts = [sum(each.rows) for each in footers.values() if each.damage is None]
+  last = list(footers.values())[-1]
+  # The last file may hold what is left over: it is no measure of others.
+  if len(counts) > 1 and last.damage is None and counts[-1] < min(counts[:-1]):
+    counts.pop()
+  return round(sum(counts) / len(counts)) if counts else None
 
 
 def _note_short(footers: Mapping[str, row_groups.Footer]) -> Iterator[str]:
