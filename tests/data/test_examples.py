@@ -160,6 +160,11 @@ def test_an_arrow_stream_that_was_cut_between_two_batches_is_told(
   assert "ends without an end marker, as if it had been cut (byte" in said
   alone = account.of(sources.open_source(f"hf:{paths[1]}"))
   assert alone.lost_in_words == "at least 1"
+  # Two files that were put together, of which the first is read.
+  paths[1].write_bytes(whole + whole)
+  found = account.of(sources.open_source(f"hf:{tmp_path}"))
+  assert found.lost == {str(paths[1]): N}
+  assert "has more bytes after its end (byte" in found.warnings()[0]
   # Only the marker is gone.
   paths[1].write_bytes(whole[:-8])
   found = account.of(sources.open_source(f"hf:{tmp_path}"))

@@ -69,11 +69,14 @@ class ArrowFile:
       raise row_groups.BadFileError(path, "compressed_arrow")
     if damage and not self._batches:
       raise row_groups.BadFileError(path, "bad_batch")
+    rows = tuple(batch.num_rows for batch in self._batches)
     if damage is None and stream is not None:
       end = stream.tell()
       if self._map[max(0, end - len(_END)) : end] != _END:
         damage = (end, row_groups.NO_END, None)
-    rows = tuple(batch.num_rows for batch in self._batches)
+      elif end < self._size:  # Another stream, of such rows, or a few bytes.
+        more = round(sum(rows) * (self._size - end) / end)
+        damage = (end, "trailing_bytes", more)
     about = repr((self._size, rows)).encode() + schema.serialize().to_pybytes()
     self.footer = row_groups.Footer(
       schema,
