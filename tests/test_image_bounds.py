@@ -177,6 +177,12 @@ def test_scans_are_counted_as_libjpeg_meets_them():
   )
 
 
+def test_a_single_scan_is_called_one():
+  limits = preprocess.Limits(max_scan_seconds=1e-9)
+  with pytest.raises(preprocess.ImageError, match="may have 1 scan, so"):
+    preprocess.decode(encode(size=(99, 99), progressive=True), limits=limits)
+
+
 def test_a_large_jpeg_is_decoded_at_a_part_of_its_size():
   data = encode(size=(6000, 4500), mode="L")
   assert decode(data)[0].size == (3000, 2250)

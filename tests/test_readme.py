@@ -46,6 +46,11 @@ def test_there_are_commands():
   assert len(COMMANDS) >= 40
 
 
+def test_readme_names_the_flag_that_allows_larger_images():
+  assert "`--max-pixels`" in README
+  assert "250 million pixels of a JPEG" in (ROOT / "docs/train.md").read_text()
+
+
 def test_readme_is_a_front_door():
   assert len(README.splitlines()) <= 150
 

@@ -36,6 +36,7 @@ WORDS = {
   "not_tfrecord": "is no TFRecord file",
   "other_columns": "has not the columns of the first file",
   "shifted": "has lost or gained bytes",
+  "too_few_records": "holds fewer records than the file beside it states",
   "trailing_bytes": "has more bytes after its end",
   "truncated": "ends within a header",
   "zeros": "holds zeros in place of data",
@@ -70,7 +71,11 @@ class LeftOut:
 
   def add(self, name: str) -> None:
     """Counts the file `name` under its suffix."""
-    suffix = os.path.splitext(name)[1].removeprefix(".").lower()
+    stem, suffix = os.path.splitext(name)
+    suffix = suffix.removeprefix(".").lower()
+    if not suffix:  # A name that is a suffix alone, such as `.jpg`.
+      whole = os.path.basename(stem).lower().rpartition(".")[2]
+      suffix = whole if naming.is_image_suffix(whole) else ""
     self._add(suffix, 1, [name])
 
   def merge(self, other: "LeftOut") -> None:
@@ -82,6 +87,10 @@ class LeftOut:
     self.counts[suffix] += count
     kept = self.names.setdefault(suffix, [])
     kept += names[: _KEPT_NAMES - len(kept)]
+
+  def examples(self) -> dict[str, list[str]]:
+    """Returns two names of each suffix, or one where there is no other."""
+    return {k: list(names[:_SHOWN_NAMES]) for k, names in self.names.items()}
 
   def first_names(self) -> list[str]:
     """Returns three of the names, or all where there are fewer."""
@@ -156,10 +165,11 @@ class Account:
 
   def to_dict(self) -> dict[str, Any]:
     """Returns the account as a JSON object, for `--json`."""
-    names = self.left_out.names.items()
     return {
       "left_out": dict(self.left_out.counts),
-      "left_out_names": {k: list(v[:_SHOWN_NAMES]) for k, v in names},
+      "left_out_names": self.left_out.examples(),
+      "unread": dict(self.unread.counts),
+      "unread_names": self.unread.examples(),
       "damages": [tuple(damage) for damage in self.damages],
       "lost": self.lost_records,
       "lost_by_file": self._lost_here(),

@@ -17,6 +17,9 @@ _HINTS = {
   "tar; pack it anew by `tar --sort=name`",
   "several_images": "files whose names differ in the suffix alone are one "
   "record, which has one image: rename or remove the others",
+  "too_many_pixels": "larger images are read with --max-pixels N, in a config "
+  "with data.max_pixels",
+  "unsupported_image": "its format is not read; convert it to JPEG or PNG",
   "unsafe_name": "a name may hold no `..`, no control character and, in a tar, "
   "no / at its beginning: rename it; a table's names with `..` are read with "
   "?links=follow at the end of the address",

@@ -190,9 +190,10 @@ def _check_scans(
   for marker in _markers(encoded):
     scans += marker == _SOS
     if scans > most:
+      noun = "scan" if most == 1 else "scans"
       raise WorkError(
         f"a JPEG of {image.width} x {image.height} pixels and "
-        f"{len(encoded):,} bytes may have {most} scans, so that it decodes in "
+        f"{len(encoded):,} bytes may have {most} {noun}, so that it decodes in "
         f"about {max_seconds:g} s; this has more. Save it as a baseline JPEG",
         "too_many_scans",
       )

@@ -348,6 +348,56 @@ def _annotated(tmp_path, png, ids, annotations):
   return sources.open_source(f"coco:{place}")
 
 
+@pytest.mark.parametrize(
+  ("name", "content", "count"),
+  [
+    (
+      "captions_x.json",
+      {
+        "images": [{"id": 1, "file_name": "0.png"}],
+        "annotations": [
+          {"image_id": 1, "caption": each} for each in ("a", None, 5, " ")
+        ],
+      },
+      3,
+    ),
+    (
+      "dataset_x.json",
+      {
+        "images": [
+          {
+            "filename": "0.png",
+            "sentences": [{"raw": "a"}, {"tokens": ["b"]}, None],
+          }
+        ]
+      },
+      2,
+    ),
+    ("results_1.token", "0.png#0\ta\n0.png#1\t\n", 1),
+    ("results.csv", "image_name| n| comment\n0.png| 0| a\n0.png| 1|\n", 1),
+  ],
+)
+def test_captions_that_are_empty_or_no_text_are_counted(
+  tmp_path, png, name, content, count
+):
+  (tmp_path / "0.png").write_bytes(png(0))
+  if isinstance(content, str):
+    (tmp_path / name).write_text(content)
+  else:
+    _dump(tmp_path / name, content)
+  source = sources.open_source(f"coco:{tmp_path / name}")
+  assert source[0].texts == ("a",)
+  (note,) = source.account.notes
+  are = "caption is" if count == 1 else "captions are"
+  assert note == f"{count} {are} empty or no text, and left out."
+
+
+def test_a_list_without_images_is_called_empty(tmp_path):
+  path = _dump(tmp_path / "captions_x.json", {"images": [], "annotations": []})
+  with pytest.raises(errors.UserError, match="its list 'images' is empty"):
+    sources.open_source(f"coco:{path}")
+
+
 def test_ids_that_pandas_has_made_floats_keep_their_captions(
   tmp_path, png, read_all
 ):

@@ -206,6 +206,22 @@ def test_keys_that_are_no_numbers_are_counted_by_headers(tmp_path, shards):
   assert account.of(source).lost_records == 4
 
 
+def test_a_hole_is_counted_by_the_bytes_that_the_other_records_take(
+  tmp_path, shards
+):
+  shards([20], name=lambda i: f"q{i * 7919 % 20}-n")
+  path = tmp_path / "0000.tar"
+
+  def change(data):
+    first, end = (data.index(b"q%d-n.png" % (i * 7919 % 20)) for i in (3, 15))
+    return data[:first] + bytes(end - first) + data[end:]
+
+  _change(path, change)
+  source = sources.open_source(f"wds:{path}")
+  # Neither the hole nor the padding at the end holds records.
+  assert len(source) == 8 and account.of(source).lost_records == 12
+
+
 def test_training_tells_lost_records_and_stops_over_the_limit(
   tmp_path, shards, capsys
 ):

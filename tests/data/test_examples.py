@@ -121,6 +121,76 @@ def test_damage_costs_what_it_hits_and_is_told(tmp_path, captioned, read_all):
     assert "ends within a record (byte" in kept.warnings()[0]
 
 
+def test_what_a_cut_file_has_lost_is_held_against_the_others(
+  tmp_path, captioned
+):
+  for number in range(4):
+    tf_examples.write(
+      tmp_path / f"{number}.tfrecord", *captioned[: 3 if number == 3 else N]
+    )
+  path = tmp_path / "1.tfrecord"
+  path.write_bytes(path.read_bytes()[: len(path.read_bytes()) // 2])
+  source = sources.open_source(f"tfrecord:{tmp_path}")
+  # The last file may hold what is left over.
+  assert len(source) + account.of(source).lost_records == 3 * N + 3
+
+
+def test_an_arrow_stream_that_was_cut_between_two_batches_is_told(
+  tmp_path, table
+):
+  paths = [
+    _save(tmp_path, table, name=f"data-{i:05d}-of-00003.arrow")
+    for i in range(3)
+  ]
+  (tmp_path / "state.json").unlink()
+  whole = paths[1].read_bytes()
+  with pa.ipc.open_stream(whole) as stream:
+    kept = next(iter(stream))
+  file = pa.BufferOutputStream()
+  with pa.ipc.new_stream(file, table.schema) as writer:
+    writer.write_batch(kept)
+  cut = file.getvalue().to_pybytes()[:-8]  # Without the end.
+  assert whole.startswith(cut)
+  paths[1].write_bytes(cut)
+  source = sources.open_source(f"hf:{tmp_path}")
+  found = account.of(source)
+  assert len(source) == 2 * N + 3
+  assert found.lost == {str(paths[1]): N - 3}
+  (said,) = found.warnings()
+  assert "ends without an end marker, as if it had been cut (byte" in said
+  alone = account.of(sources.open_source(f"hf:{paths[1]}"))
+  assert alone.lost_in_words == "at least 1"
+  # Two files that were put together, of which the first is read.
+  paths[1].write_bytes(whole + whole)
+  found = account.of(sources.open_source(f"hf:{tmp_path}"))
+  assert found.lost == {str(paths[1]): N}
+  assert "has more bytes after its end (byte" in found.warnings()[0]
+  # Only the marker is gone.
+  paths[1].write_bytes(whole[:-8])
+  found = account.of(sources.open_source(f"hf:{tmp_path}"))
+  assert not found.lost_records and len(found.damages) == 1
+
+
+def test_a_file_that_was_cut_between_two_records_is_told(tmp_path, captioned):
+  for number in range(4):
+    kept = captioned[: (2 if number == 1 else 3 if number == 3 else N)]
+    tf_examples.write(tmp_path / f"{number}.tfrecord", *kept)
+  address = f"tfrecord:{tmp_path}"
+  found = account.of(sources.open_source(address))
+  (note,) = found.notes
+  # The last file may hold what is left over.
+  assert f"1 file of 4 holds fewer records than the {N} of the others" in note
+  assert "1.tfrecord', which has 2: one that was cut" in note
+  assert not found.lost_records
+  # img2dataset says what each file holds.
+  (tmp_path / "1_stats.json").write_text(json.dumps({"successes": N}))
+  found = account.of(sources.open_source(address))
+  assert not found.notes and found.lost_records == N - 2
+  assert f"about {N - 2} records lost" in found.warnings()[0]
+  (tmp_path / "1_stats.json").write_text(json.dumps({"successes": 1}))
+  assert not account.of(sources.open_source(address)).lost_records
+
+
 def test_a_file_that_shrinks_later_ends_the_reading(tmp_path, captioned):
   path = tmp_path / "a.tfrecord"
   source = sources.open_source(tf_examples.write(path, *captioned))

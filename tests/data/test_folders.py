@@ -102,6 +102,7 @@ def test_suffixes_in_capitals_are_read(folder):
     (["train/0.png", "test/0.png"], True),
     (["data/train/a/0.png", "data/val/a/0.png"], True),
     (["cat/train/0.png", "dog/train/0.png"], True),
+    (["a/b/c/train/cat/0.png", "a/b/c/val/cat/0.png"], True),
     (["train/0.png", "car/0.png"], False),  # One that runs on rails.
   ],
 )
@@ -165,6 +166,13 @@ def test_files_that_are_not_read_are_counted(folder):
   assert "1 .heic ('cat/1.heic'); convert" in source.account.sentences()[1]
   with pytest.raises(sources.BadRecord, match="unsupported_image"):
     source[1]
+
+
+def test_a_name_that_is_an_image_suffix_alone_is_a_warning(folder):
+  source = folder({"cat/0.png": None, "cat/.JPG": b"x", "cat/.hidden": b"x"})
+  (said, _) = source.account.warnings()
+  assert said == "Named like images, but not read: 1 .jpg ('cat/.JPG')."
+  assert source.account.left_out.counts == {"jpg": 1, "": 1}
 
 
 def test_a_folder_without_images_shows_what_it_holds(folder):

@@ -229,6 +229,9 @@ def test_a_quote_that_swallows_rows_is_told(tmp_path, png, capsys):
   assert "?quote=none" in note
   assert _run("data", "inspect", f"csv:{path}") == 0
   assert json.loads(capsys.readouterr().out)["notes"] == [note]
+  path.write_text('image,caption\na,"5\nb,7"\nb,"x\nc,7"\n')
+  (note,) = sources.open_source(f"csv:{path}").account.notes
+  assert "contains the separator, and so has 1 more row. If" in note
   path.write_text('image,caption\na,"two\nlines"\nb,"one, two"\n')
   assert not sources.open_source(f"csv:{path}").account.notes
 
@@ -351,7 +354,11 @@ def test_max_pixels_is_a_flag_of_the_data_verbs(tmp_path, png, capsys, verb):
   out = [str(tmp_path / "copy")] if verb == "prepare" else []
   # No record is good.
   assert _run("data", verb, f"csv:{path}", *out, "--max-pixels", "3") == 1
-  assert json.loads(capsys.readouterr().out)["bad"] == {"too_many_pixels": 1}
+  found = json.loads(capsys.readouterr().out)
+  assert found["bad"] == {"too_many_pixels": 1}
+  if verb == "inspect":
+    (hint,) = found["hints"].values()
+    assert "--max-pixels N" in hint and "data.max_pixels" in hint
 
 
 def test_a_pipe_as_config_of_a_model_is_refused_at_once(tmp_path):

@@ -299,6 +299,8 @@ def test_inspecting_says_what_is_in_the_data(mixed, tmp_path, write_tar):
     "damages": [],
     "left_out": {},
     "left_out_names": {},
+    "unread": {},
+    "unread_names": {},
     "lost": 0,
     "lost_by_file": {},
     "notes": [],

@@ -334,10 +334,61 @@ def test_files_that_look_like_more_of_the_data_are_told(
     assert f"1 {suffix} ('3{suffix}')" in told[0]
 
 
+@pytest.mark.parametrize("glob", ["", "/*"])
+def test_what_is_no_tar_beside_tars_but_holds_data_is_told(
+  tmp_path, write_tar, png, glob
+):
+  write_tar(tmp_path / "0.tar", [("a.png", png(0)), ("a.txt", b"a")])
+  for name in ("b.PNG", "c.Heic", "d.zip", "0_stats.json", "notes.md"):
+    (tmp_path / name).write_bytes(b"{}")
+  (tmp_path / "far" / "below").mkdir(parents=True)
+  write_tar(tmp_path / "far" / "below" / "1.tar", [("b.png", png(0))])
+  found = sources.open_source(f"wds:{tmp_path}{glob}").account
+  assert found.left_out.counts == {"png": 1, "heic": 1, "zip": 1, "": 1}
+  assert found.left_out.names[""] == ["far/"]
+  (said,) = found.warnings()
+  assert "not read: 1 .png ('b.PNG'), 1 .heic ('c.Heic')" in said
+
+
+def test_files_that_the_names_of_the_others_count_are_told(
+  tmp_path, write_tar, png
+):
+  def note(address):
+    notes = sources.open_source(address).account.notes
+    return next((n for n in notes if "not there" in n), None)
+
+  table = pa.table({"image": [png(0)], "caption": ["a"]})
+  name = "{}-{:05d}-of-00004{}.parquet"
+  for split, number, digest in (
+    *(("train", i, "-0123456789abcdef") for i in (0, 3)),
+    *(("test", i, "") for i in range(4)),
+  ):
+    parquet.write_table(table, tmp_path / name.format(split, number, digest))
+  address = f"parquet:{tmp_path}"
+  first = "as 'train-00001-of-00004.parquet'; get them"
+  for each in (address, f"{address}/train", f"{address}/train-*.parquet"):
+    assert note(each).startswith("2 files that the names") and first in note(
+      each
+    )
+  # What is complete, and what was named file by file.
+  assert note(f"{address}/test") is None
+  assert note(f"{address}/{name.format('test', 2, '')}") is None
+  tars = tmp_path / "tars"
+  tars.mkdir()
+  for number in (1, 2):
+    write_tar(tars / f"a-{number:05d}-of-00003.tar", [("a.png", png(0))])
+  assert "1 file that the names of the others count is" in note(f"wds:{tars}")
+  assert note(f"wds:{tars}/a-{{00001..00002}}-of-00003.tar") is None
+
+
 def test_images_in_other_formats_are_told(tmp_path, write_tar, png):
   path = write_tar(tmp_path / "a.tar", [("a.png", png(0)), ("b.HEIC", b"x")])
-  (said,) = sources.open_source(f"wds:{path}").account.sentences()
+  found = sources.open_source(f"wds:{path}").account
+  (said,) = found.sentences()
   assert "are not read: 1 .heic ('b.HEIC'); convert them" in said
+  told = found.to_dict()
+  assert told["unread"] == {"heic": 1}
+  assert told["unread_names"] == {"heic": ["b.HEIC"]}
 
 
 def test_members_that_are_not_read_are_counted(tmp_path, write_tar, png):
@@ -450,6 +501,22 @@ def test_a_few_texts_of_several_lines_are_told_too(tmp_path, write_tar, png):
   path = write_tar(tmp_path / "a.tar", members)
   (note,) = sources.open_source(f"wds:{path}").account.notes
   assert "2 of 12 captions" in note and "?captions=lines" in note
+
+
+def test_one_text_of_several_lines_among_hundreds_is_told(
+  tmp_path, write_tar, png
+):
+  members = [
+    member
+    for i in range(400)
+    for member in [
+      (f"{i:03d}.png", png(0)),
+      (f"{i:03d}.txt", b"one\ntwo" if i == 201 else b"one"),
+    ]
+  ]
+  path = write_tar(tmp_path / "a.tar", members)
+  (note,) = sources.open_source(f"wds:{path}").account.notes
+  assert "1 of 400 captions" in note and "?captions=lines" in note
 
 
 @pytest.mark.parametrize("opened", [False, True])

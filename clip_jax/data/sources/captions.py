@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 
 from clip_jax import (
+  buckets,
   errors,
   json_text,
   npy_header,
@@ -31,6 +32,8 @@ MAX_TEXT_BYTES = 2**20
 NO_CLASS = "none of the classes"
 _NPY = b"\x93NUMPY"
 LOOKED_AT = 64  # Texts, before it is said that they look like several.
+# Where that takes no time: all of what recall is usually measured on.
+_LOOKED_AT_ON_DISK = 1024
 _LIST = re.compile(r"""\[\s*(?:(["']).*\1)?\s*\]""", re.DOTALL)
 # What pandas, Python, SQL and spreadsheets write for a missing value.
 _EMPTIES = frozenset(
@@ -252,14 +255,17 @@ def note_empties(texts: Sequence[str]) -> list[str]:
 
 
 def propose_lines(
-  text_of: Callable[[int], bytes | None], *, slots: int
+  text_of: Callable[[int], bytes | None], *, slots: int, place: str
 ) -> list[str]:
   """Returns a sentence where texts have several lines, else nothing.
 
   Args:
     text_of: the bytes of the `.txt` file of a slot, where it has one.
     slots: number of slots.
+    place: where the texts lie: in a bucket, where each is a request, fewer of
+      them are looked at.
   """
+  most = LOOKED_AT if buckets.is_address(place) else _LOOKED_AT_ON_DISK
 
   def lines_of(slot: int) -> int | None:
     with contextlib.suppress(record_lib.BadRecord):
@@ -267,7 +273,7 @@ def propose_lines(
         return sum(bool(line.strip()) for line in text.splitlines())
     return None
 
-  some = np.linspace(0, slots - 1, min(slots, LOOKED_AT)).astype(int).tolist()
+  some = np.linspace(0, slots - 1, min(slots, most)).astype(int).tolist()
   counts = [x for x in places.of_each(lines_of, some) if x is not None]
   looked, several = len(counts), sum(count > 1 for count in counts)
   if not several:

@@ -179,10 +179,11 @@ def _from_text(path: str, notes: list[str]) -> Iterator[tuple[str, str]]:
 def _from_lines(
   path: str, form: re.Pattern[str], notes: list[str]
 ) -> Iterator[tuple[str, str]]:
-  odd = 0
+  odd = blank = 0
   with table.open_text(path, notes) as file:
     for line in file:
       if match := form.fullmatch(line.rstrip("\r\n")):
+        blank += not match[2].strip()
         yield match[1].strip(), match[2].strip()
       else:
         odd += bool(line.strip()) and not line.startswith(_BARS)
@@ -191,17 +192,37 @@ def _from_lines(
       f"{terminal.counted(odd, 'line')} of {terminal.escaped(path)} without an "
       f"image and a caption {terminal.noun(odd, 'is', 'are')} left out."
     )
+  notes.extend(_note_blank(blank))
+
+
+def _note_blank(count: int) -> Iterator[str]:
+  """Yields a sentence where captions are empty, or no texts at all."""
+  if count:
+    yield (
+      f"{terminal.counted(count, 'caption is', 'captions are')} empty or no "
+      "text, and left out."
+    )
 
 
 def _from_json(data: Any, path: str, notes: list[str]) -> list[_Image]:
   images, annotations = data.get("images"), data.get("annotations")
   if not isinstance(images, list) or not images:
-    raise errors.UserError(
-      f"coco:{path} lists no images: it has no list 'images', as COCO's and "
-      "Karpathy's files have."
-    )
+    why = "it has no list 'images', as COCO's and Karpathy's files have"
+    if images == []:
+      why = "its list 'images' is empty"
+    raise errors.UserError(f"coco:{path} lists no images: {why}.")
   if any(isinstance(each, dict) and "sentences" in each for each in images):
-    return [_from_karpathy(each) for each in images]
+    found = [_from_karpathy(each) for each in images]
+  else:
+    found = _from_annotations(images, annotations, path, notes)
+  captions = (caption for image in found for caption in image.captions)
+  notes.extend(_note_blank(sum(not each.strip() for each in captions)))
+  return found
+
+
+def _from_annotations(
+  images: list[Any], annotations: Any, path: str, notes: list[str]
+) -> list[_Image]:
   if not isinstance(annotations, list) or not any(
     isinstance(each, dict) and "caption" in each for each in annotations
   ):

@@ -113,7 +113,7 @@ class CaptionFolder:
     self.fingerprint = _digest(self._captions, self._keys, self._suffixes)
     if captions is None:
       account.notes.extend(
-        captions_lib.propose_lines(self._text, slots=len(self))
+        captions_lib.propose_lines(self._text, slots=len(self), place=root)
       )
 
   def __len__(self) -> int:
@@ -306,12 +306,15 @@ def _hold_captions(root: str, names: list[str], within: str | None) -> bool:
 def _note_splits(path: str, images: list[str], layout: str) -> Iterator[str]:
   """Yields a sentence where folders are named like the splits of a data set."""
   parts = [name.split(os.sep) for name in images]
-  for depth in range(2):
+  for depth in range(max(map(len, parts)) - 1):
     splits = {
       os.sep.join(p[: depth + 1])
       for p in parts
       if len(p) > depth + 1 and split_names.is_usual(p[depth])
     }
+    # So deep, one alone may be what is in the pictures, as a train is.
+    if depth > 1 and len({os.path.basename(s).lower() for s in splits}) < 2:
+      continue
     nested = {os.sep.join(p[: depth + 1]) for p in parts if len(p) > depth + 2}
     if len(splits) > 1 or splits & nested:
       first = sorted(splits)[0]

@@ -1,11 +1,10 @@
 """Which files an address names: braces, globs and directories."""
 
-import contextlib
 import glob
 import itertools
 import os
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 
 from clip_jax import errors, places, terminal
 
@@ -13,6 +12,9 @@ from clip_jax import errors, places, terminal
 _BRACES = re.compile(r"(?!(?<=\[)\{\])\{([^{}]+)\}(?!(?<=\[\})\])")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
 _MAX_FILES = 1_000_000
+# NAME-NUMBER-of-COUNT, and behind it a digest of older versions of `datasets`.
+_OF_SEVERAL = re.compile(r"(.+)-(\d{5})-of-(\d{5})(?:-[0-9a-f]{16})?(\.[^.]+)?")
+_LOOKED_INTO = 64  # Folders below one, for more of its files.
 
 
 def find_files(pattern: str, *, suffix: str) -> list[str]:
@@ -66,7 +68,11 @@ def find_files(pattern: str, *, suffix: str) -> list[str]:
 
 
 def unread(
-  pattern: str, files: Collection[str], *, like: Collection[str]
+  pattern: str,
+  files: Collection[str],
+  *,
+  like: Collection[str],
+  ends: tuple[str, ...] = (),
 ) -> list[str]:
   """Returns names of what looks like more of `files`, but is not among them.
 
@@ -76,6 +82,7 @@ def unread(
     pattern: a directory or a glob; of anything else nothing is looked at.
     files: that are read of it.
     like: parts of the names of such files, in lower case.
+    ends: ends of the names of others that hold data, in lower case.
   """
   pattern = places.expanded(pattern)
   if places.is_folder(pattern):
@@ -99,12 +106,56 @@ def unread(
     if name in read or name.startswith("."):
       continue
     if os.path.isdir(path):  # Of a bucket's folders nothing is asked.
-      with contextlib.suppress(OSError):
-        if any(map(is_like, [name, *os.listdir(path)])):
-          found.append(f"{name}/")
-    elif is_like(name):
+      if is_like(name) or any(map(is_like, _names_below(path))):
+        found.append(f"{name}/")
+    elif is_like(name) or name.lower().endswith(ends):
       found.append(name)
   return found
+
+
+def _names_below(path: str) -> Iterator[str]:
+  """Yields names of files and folders in a folder, and in some of these."""
+  walk = os.walk(path)
+  for _, folders, names in itertools.islice(walk, _LOOKED_INTO):
+    folders[:] = [name for name in folders if not name.startswith(".")]
+    yield from names
+    yield from folders
+
+
+def absent(pattern: str, files: Collection[str]) -> list[str]:
+  """Returns a sentence where names count more files than there are.
+
+  Such a name is `train-00000-of-00004.parquet`.
+
+  Args:
+    pattern: a directory or a glob; files that are named are meant alone.
+    files: that are read of it.
+  """
+  pattern = places.expanded(pattern)
+  if places.kind(pattern) == "file" or _BRACES.search(pattern):
+    return []
+  numbers: dict[tuple[str, ...], set[int]] = {}
+  for path in files:
+    if match := _OF_SEVERAL.fullmatch(os.path.basename(path)):
+      before, number, count, after = match.groups("")
+      numbers.setdefault((before, count, after), set()).add(int(number))
+  missing = [
+    f"{before}-{number:0{len(count)}d}-of-{count}{after}"
+    for (before, count, after), there in numbers.items()
+    if int(count) <= _MAX_FILES
+    for number in range(int(count))
+    if number not in there
+  ]
+  if not missing:
+    return []
+  are = terminal.noun(len(missing), "is", "are")
+  them = terminal.noun(len(missing), "it", "them")
+  return [
+    f"{terminal.counted(len(missing), 'file')} that the names of the others "
+    f"count {are} not there, such as "
+    f"'{terminal.escaped(missing[0], limit=80)}'; get {them}, unless a part is "
+    "meant."
+  ]
 
 
 def _listed(path: str, kind: str | None, suffix: str) -> list[str]:

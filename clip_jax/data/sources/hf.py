@@ -20,6 +20,7 @@ from clip_jax.data import record as record_lib
 from clip_jax.data.sources import hf_files, open_files, parquet, row_groups
 
 _OF_FILES, _OF_STREAMS = b"ARROW1", b"\xff\xff\xff\xff"
+_END = _OF_STREAMS + bytes(4)  # Of a stream; one that was cut has none.
 
 
 class ArrowFile:
@@ -43,13 +44,14 @@ class ArrowFile:
     buffer = pa.py_buffer(self._map)
     self._size = buffer.size
     self._batches: list[pa.RecordBatch] = []
-    damage = None
+    damage = stream = None
     try:
       if self._map[: len(_OF_FILES)] == _OF_FILES:
         file = pa.ipc.open_file(buffer)
         schema, batches = file.schema, self._of_file(file)
       else:
-        schema = (batches := pa.ipc.open_stream(buffer)).schema
+        stream = pa.BufferReader(buffer)
+        schema = (batches := pa.ipc.open_stream(stream)).schema
     except row_groups.BROKEN:
       raise row_groups.BadFileError(path, "bad_footer") from None
     lie_here = True
@@ -68,6 +70,13 @@ class ArrowFile:
     if damage and not self._batches:
       raise row_groups.BadFileError(path, "bad_batch")
     rows = tuple(batch.num_rows for batch in self._batches)
+    if damage is None and stream is not None:
+      end = stream.tell()
+      if self._map[max(0, end - len(_END)) : end] != _END:
+        damage = (end, row_groups.NO_END, None)
+      elif end < self._size:  # Another stream, of such rows, or a few bytes.
+        more = round(sum(rows) * (self._size - end) / end)
+        damage = (end, "trailing_bytes", more)
     about = repr((self._size, rows)).encode() + schema.serialize().to_pybytes()
     self.footer = row_groups.Footer(
       schema,

@@ -170,7 +170,14 @@ def _by_size(
     if damage.headers:
       records += damage.headers * slots / max(shard.members, 1)
     else:
-      records += damage.size * slots / shard.size
+      records += damage.size * slots / _used_bytes(shard)
   # Slots beside it that lack a part were counted, too.
   incomplete = sum(near in shard.problems for near in (slot - 1, slot))
   return max(0, round(records) - incomplete)
+
+
+def _used_bytes(shard: shard_lib.Shard) -> int:
+  """Returns the bytes that the slots take, without those passed over."""
+  end = int(shard.bounds.sum(axis=2).max())
+  passed = sum(damage.size for _, damage in shard.sites if damage.offset < end)
+  return max(end - passed, 1)

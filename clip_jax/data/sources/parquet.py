@@ -29,7 +29,7 @@ kept in memory.
 
 import concurrent.futures
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import pyarrow as pa
 
@@ -70,6 +70,7 @@ def open_tables(
   address: str,
   opener: Callable[[str], row_groups.TableFile],
   like: str,
+  has_ends: bool = True,
 ) -> record_lib.Source:
   """Opens files of tables of any format.
 
@@ -82,6 +83,7 @@ def open_tables(
     address: the scheme and the path, for messages.
     opener: opens a file by its path.
     like: a part of the names of such files.
+    has_ends: whether a file that was cut anywhere shows it.
 
   Raises:
     UserError: all files are damaged, or an option does not fit.
@@ -99,13 +101,20 @@ def open_tables(
     if not columns.are_in(footer.schema):
       damages[name], lost[name] = "other_columns", sum(footers.pop(name).rows)
   # A damaged file is taken to have had as many rows as the others have.
-  total = sum(sum(footer.rows) for footer in footers.values())
+  mean = _mean_rows(footers)
   for name in damages:
-    lost.setdefault(name, max(1, round(total / len(footers))))
+    total = sum(sum(footer.rows) for footer in footers.values())
+    usual = round(total / len(footers)) if mean is None else mean
+    lost.setdefault(name, max(1, usual))
   sites = [(name, 0, reason) for name, reason in damages.items()]
   for name, footer in footers.items():
     if footer.damage is not None:
-      offset, reason, lost[name] = footer.damage
+      offset, reason, count = footer.damage
+      if count is None and mean is not None:
+        least = 0 if reason == row_groups.NO_END else 1
+        count = max(least, mean - sum(footer.rows))
+      if count != 0:
+        lost[name] = count
       sites.append((name, offset, reason))
   if any(footer.index is not None for footer in footers.values()):
     opener = row_groups.Reopen(opener, footers)
@@ -138,9 +147,45 @@ def open_tables(
   )
   if not len(source):
     raise errors.UserError(f"{address} has no rows.")
-  for name in _unread(listing, address.partition(":")[2], like):
+  path = address.partition(":")[2]
+  for name in _unread(listing, path, like):
     source.account.left_out.add(name)
+  source.account.notes.extend(globs.absent(path, listing.files))
+  if not has_ends:
+    source.account.notes.extend(_note_short(footers))
   return source if split is None else views.part(source, split)
+
+
+def _mean_rows(footers: Mapping[str, row_groups.Footer]) -> int | None:
+  """Returns the mean number of rows of undamaged files; None without any."""
+  counts = [sum(each.rows) for each in footers.values() if each.damage is None]
+  last = list(footers.values())[-1]
+  # The last file may hold what is left over: it is no measure of others.
+  if len(counts) > 1 and last.damage is None and counts[-1] < min(counts[:-1]):
+    counts.pop()
+  return round(sum(counts) / len(counts)) if counts else None
+
+
+def _note_short(footers: Mapping[str, row_groups.Footer]) -> Iterator[str]:
+  """Yields a sentence where some files hold less than all others do.
+
+  The last file may hold what is left over, and damage is told elsewhere.
+  """
+  counts = {
+    name: sum(footer.rows)
+    for name, footer in list(footers.items())[:-1]
+    if footer.damage is None
+  }
+  most = max(counts.values(), default=0)
+  short = [name for name, count in counts.items() if count < most]
+  if short and 2 * len(short) < len(counts):
+    yield (
+      f"{terminal.counted(len(short), 'file')} of {len(footers)} "
+      f"{terminal.noun(len(short), 'holds', 'hold')} fewer records than the "
+      f"{most} of the others, such as "
+      f"'{terminal.escaped(short[0], limit=200)}', which has "
+      f"{counts[short[0]]}: one that was cut between two records looks whole."
+    )
 
 
 def _unread(listing: parquet_files.Listing, path: str, like: str) -> list[str]:

@@ -34,6 +34,7 @@ _MAX_ROWS_A_BYTE, _FEW_ROWS = 100, 2**20
 _MAX_PIECES = 256
 _MIN_ROWS = 16
 _MAGIC = b"PAR1"
+NO_END = "no_end_marker"  # All that there is can be read.
 # What pyarrow raises for damaged files.
 BROKEN = (pa.ArrowException, OSError, ValueError, KeyError, OverflowError)
 

@@ -220,8 +220,9 @@ class Reader:
   def notes(self) -> Iterator[str]:
     """Yields what is to be told once all rows are read."""
     if self._suspect.count:
-      rest = self._suspect.count - 1
-      more = f", and so have {rest} more rows" if rest else ""
+      rest = terminal.counted(self._suspect.count - 1, "more row")
+      have = terminal.noun(self._suspect.count - 1, "has", "have")
+      more = f", and so {have} {rest}" if self._suspect.count > 1 else ""
       yield (
         f"{self._suspect.said} has a quoted field that spans lines and "
         f"contains the separator{more}. If that is several rows, double quotes "

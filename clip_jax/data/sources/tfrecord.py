@@ -36,6 +36,7 @@ from clip_jax.data.sources import (
   parquet,
   parquet_files,
   row_groups,
+  shard,
 )
 
 with lazy_imports.kept_to("tensorflow_datasets"):
@@ -106,6 +107,10 @@ class TFRecordFile:
       "tfrecord", [path], (), lambda: _scanned(path, size), sampled=False
     )
     bounds, damage = index.arrays["bounds"], index.facts["damage"]
+    (stated,) = shard.stated_counts([path])
+    if stated is not None and stated > len(bounds):
+      at, why, _ = damage or (size, "too_few_records", None)
+      damage = at, why, stated - len(bounds)
     self._starts, self._sizes = bounds.T
     if not len(bounds):
       gzip = self._file.read(offset=0, size=2) == _GZIP
@@ -242,4 +247,5 @@ def open_tfrecord(path: str, options: dict[str, str]) -> record_lib.Source:
     address=f"tfrecord:{path}",
     opener=TFRecordFile,
     like=".tfrec",
+    has_ends=False,
   )

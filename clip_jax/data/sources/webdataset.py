@@ -23,7 +23,14 @@ from clip_jax import errors, places, terminal
 from clip_jax.data import account as account_lib
 from clip_jax.data import record as record_lib
 from clip_jax.data.sources import captions as captions_lib
-from clip_jax.data.sources import globs, kept_index, missing, open_files, tar
+from clip_jax.data.sources import (
+  globs,
+  kept_index,
+  missing,
+  naming,
+  open_files,
+  tar,
+)
 from clip_jax.data.sources import shard as shard_lib
 from clip_jax.data.sources.naming import IMAGE, JSON, LABEL, TEXT
 
@@ -34,6 +41,16 @@ _TEMPLATES = "zeroshot_classification_templates.txt"
 _TAR = re.compile(r"\.(tar(\.(gz|bz2|xz|zst))?|tgz|tbz2?|txz)$", re.IGNORECASE)
 # Beside shards in a directory: what they were unpacked from, or should be.
 _LIKE_SHARDS = (".tar", ".tgz", ".tbz", ".txz")
+# And other data: images, and archives of other kinds.
+_NO_SHARDS = tuple(
+  f".{suffix}"
+  for suffixes in (
+    naming.IMAGE_SUFFIXES,
+    naming.UNREAD_SUFFIXES,
+    ("zip", "7z", "rar"),
+  )
+  for suffix in suffixes
+)
 
 
 class WebDataset:
@@ -95,7 +112,9 @@ class WebDataset:
     self.account = self._make_account()
     if captions is None:
       self.account.notes.extend(
-        captions_lib.propose_lines(self._text, slots=len(self))
+        captions_lib.propose_lines(
+          self._text, slots=len(self), place=self._files.paths[0]
+        )
       )
 
   def __getstate__(self) -> dict[str, Any]:
@@ -287,8 +306,9 @@ def open_webdataset(path: str, options: dict[str, Any]) -> WebDataset:
     class_names=class_names,
     templates=templates,
   )
-  for name in globs.unread(path, shards, like=_LIKE_SHARDS):
+  for name in globs.unread(path, shards, like=_LIKE_SHARDS, ends=_NO_SHARDS):
     source.account.left_out.add(name)
+  source.account.notes.extend(globs.absent(path, shards))
   return source
 
 
