@@ -30,7 +30,8 @@ def measure(
   `ece`, `nll` (nats) and `brier` are of all examples, `reliability` is the
   table of `ece`. `temperature` is fitted on every second example, from the
   first on; `ece_after` is of the other half with it, `ece_held_out` of that
-  half without. With a single example these three are None.
+  half without. With a single example these three are None. `probabilities`
+  names the softmax, which a model of a sigmoid loss is measured by, too.
 
   Args:
     embeds: unit embeddings of images, (n, embed).
@@ -47,6 +48,7 @@ def measure(
     whole.add(logits, truth)
   found = whole.reliability()
   return {
+    "probabilities": "softmax",
     "ece": found.error,
     "nll": float(np.mean(whole.joined("losses"))),
     "brier": float(np.mean(whole.joined("distances"))),

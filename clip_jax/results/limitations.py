@@ -64,7 +64,7 @@ def _sureness(result: collected.Result) -> list[str]:
     return []
   return [
     f"On {result.title} its confidence is off by {tables.percent(ece)} % on "
-    "average (expected calibration error)."
+    "average (expected calibration error of the softmax)."
   ]
 
 

@@ -328,7 +328,7 @@ def test_limits_are_told_as_measured():
   assert told == [
     "Zero-shot, counting: CLEVR counts 25.0 %.",
     "On ImageNet its confidence is off by 6.2 % on average (expected "
-    "calibration error).",
+    "calibration error of the softmax).",
     "On CIFAR10 its top-1 falls to 12.5 % under blur of severity 5.",
     "From ImageNet to ImageNet V2 its zero-shot top-1 goes from 50.0 to "
     "37.5 %.",

@@ -147,7 +147,8 @@ def _few(result: dict[str, Any]) -> bool:
 
 
 def _calibration(found: dict[str, Any]) -> list[tuple[str, str]]:
-  rows = [("calibration error", f"{100 * found['ece']:.2f} %")]
+  # Of sigmoid models, too: their labels' own probabilities have no sum.
+  rows = [("calibration error (softmax)", f"{100 * found['ece']:.2f} %")]
   if found["temperature"] is not None:
     before, after = (
       f"{100 * found[name]:.2f} %" for name in ("ece_held_out", "ece_after")
