@@ -167,6 +167,14 @@ def test_files_that_are_not_read_are_counted(folder):
     source[1]
 
 
+def test_pictures_without_classes_are_told_where_to_lie(tmp_path):
+  (tmp_path / "holidays").mkdir()
+  (tmp_path / "holidays/1.jpg").write_bytes(b"JPEG")
+  with pytest.raises(errors.UserError, match="only searched, all into one"):
+    sources.open_source(f"folder:{tmp_path / 'holidays'}")
+  assert len(sources.open_source(f"folder:{tmp_path}")) == 1
+
+
 def test_a_folder_without_images_shows_what_it_holds(folder):
   with pytest.raises(errors.UserError, match=r"holds no images.*it is empty"):
     folder({})

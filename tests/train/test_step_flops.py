@@ -115,6 +115,24 @@ BOTH = _projection(24, 3) + _projection(16, 3)
       id="a locked BERT of 256 positions on short captions",
     ),
     pytest.param(
+      {"optim.frozen": "^(image|text)/"},
+      TOKENS,
+      _image(1) + FULL / 3 + _projection(24, 2) + _projection(16, 2) + LOSS,
+      id="two locked towers below projections that are trained",
+    ),
+    pytest.param(
+      {"loss.kind": "sigmoid", "model_overrides.init_logit_bias": -10},
+      TOKENS,
+      _image(3) + FULL + BOTH + LOSS,
+      id="another loss has the same products",
+    ),
+    pytest.param(
+      {"micro_batches": 2},
+      TOKENS,
+      _image(3) + FULL + BOTH + LOSS,
+      id="the first pass of micro batches counts once",
+    ),
+    pytest.param(
       {"model_overrides.image.remat": "full"},
       TOKENS,
       _image(3) + FULL + BOTH + LOSS,
