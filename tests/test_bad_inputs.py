@@ -242,7 +242,14 @@ CASES = {
   ),
   # The data.
   "DATA without a scheme": Case(
-    "data inspect $here/pairs", ("has no scheme", "folder:")
+    "data inspect $here/pairs",
+    ("has no scheme", "Did you mean folder:", "/pairs?"),
+    prepare=_write("pairs/cat/1.jpg", b"JPEG"),
+  ),
+  "shards without a scheme": Case(
+    "data inspect $here/pairs",
+    ("has no scheme", "Did you mean wds:", "/pairs?"),
+    prepare=_write("pairs/1.tar", b"tar"),
   ),
   "unknown scheme": Case(
     "data inspect webdataset:x", ("'webdataset'", "Known:", "wds")

@@ -1,6 +1,7 @@
 """What shells make of the scripts: each is asked where it is installed."""
 
 import json
+import re
 import shutil
 import subprocess
 
@@ -19,6 +20,7 @@ _describe() { local name=$argv[-1]; print -l -- ${(P)name%%:*} }
 compadd() { print -l -- $argv }
 _files() { }
 compdef() { }
+compset() { [[ "$*" == "-P 1 *=" ]] && PREFIX=${PREFIX#*=} }
 """
 ZSH = """
 words=("$@"); CURRENT=$#; PREFIX=$words[-1]
@@ -27,7 +29,12 @@ _clip_jax
 
 
 def offered(shell, path, words):
-  """Returns what `shell` offers for the last word, with the script read."""
+  """Returns what `shell` offers for the last word, with the script read.
+
+  Of `--flag=value` that is the value.
+  """
+  if shell == "bash":  # It parts words at the sign.
+    words = [x for w in words for x in re.split("(=)", w) if x]
   command = {
     "bash": [shell, "-c", f"source {path}\n{BASH}", "bash", *words],
     "zsh": [shell, "-f", "-c", f"{ZSH_BEFORE}source {path}{ZSH}", "", *words],
@@ -38,7 +45,9 @@ def offered(shell, path, words):
   }[shell]
   done = subprocess.run(command, capture_output=True, text=True, check=True)
   lines = [line.split("\t")[0].rstrip("=") for line in done.stdout.splitlines()]
-  return {line for line in lines if line.startswith(words[-1])} - {""}
+  found = {line.rpartition("=")[2] for line in lines}
+  begun = words[-1].rpartition("=")[2]
+  return {word for word in found if word.startswith(begun)} - {""}
 
 
 @pytest.mark.parametrize(
@@ -66,6 +75,7 @@ def test_a_shell_completes_verbs_actions_flags_fields_and_values(
     (["convert", "a", "--heads", "1,1", "--act"], {"--activation"}),
     (["convert", "a", "--activation", "q"], {"quick_gelu"}),
     (["train", "--config.optim.pe"], {"--config.optim.peak_lr"}),
+    (["convert", "a", "--activation=q"], {"quick_gelu"}),
     (["completion", "ba"], {"bash"}),
     (["models", "--config.optim.pe"], set()),
     (["classify", "cla"], set()),  # Not a verb here.

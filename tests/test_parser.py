@@ -47,6 +47,28 @@ def test_nothing_to_do_lists_what_there_is_with_a_line_each(words, capsys):
 
 
 @pytest.mark.parametrize(
+  "words, means",
+  [
+    ("--config configs/demo.py train", "clip-jax train --config …"),
+    ("--workdir=runs/mine", "clip-jax VERB --workdir=runs/mine …"),
+    ("-k 5 search index", "clip-jax search -k …"),
+  ],
+)
+def test_a_flag_before_the_verb_is_told(words, means, capsys):
+  with pytest.raises(SystemExit, match="2"):
+    cli.main(words.split())
+  error = capsys.readouterr().err
+  assert f"the verb comes first: {means}" in error
+
+
+@pytest.mark.parametrize("words", ["-h", "--help", "--version"])
+def test_flags_of_the_command_itself_need_no_verb(words, capsys):
+  with pytest.raises(SystemExit, match="0"):
+    cli.main([words])
+  assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
   "words, remark",
   [
     ("search index text -k 5", None),

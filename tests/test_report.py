@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clip_jax import errors, preprocess, report
+from clip_jax import errors, preprocess, report, terminal
 from clip_jax.data import builtin, sources
 from clip_jax.evals import embedding_model, probabilities
 from clip_jax.report import canvas, nearest
@@ -53,6 +53,29 @@ def test_the_page_shows_every_image_with_its_colours():
   right = np.all(pixels == (0x16, 0x97, 0x5A), axis=-1)
   wrong = np.all(pixels == (0xCF, 0x47, 0x47), axis=-1)
   assert right.sum() > 1000 and wrong.sum() > 1000
+
+
+@pytest.mark.parametrize(
+  "probability", [1.0, 0.994, 0.12, 0.011, 0.00088, 8.8e-6, 1e-6, 1e-9, 0.0]
+)
+def test_a_probability_is_written_beside_its_bar(probability, monkeypatch):
+  written, bars = {}, []
+  draw_text, draw_bar = canvas.Canvas.text, canvas.Canvas._bar
+
+  def text(self, x, y, text, **look):
+    written[text] = x - canvas._length(text, look["size"])
+    draw_text(self, x, y, text, **look)
+
+  def bar(self, ends, *look):
+    bars.append(ends)
+    draw_bar(self, ends, *look)
+
+  monkeypatch.setattr(canvas.Canvas, "text", text)
+  monkeypatch.setattr(canvas.Canvas, "_bar", bar)
+  guess = report.Guess("a cat", probability, None)
+  report.draw(report.Rows([], [(picture(200), [guess])]), title="t")
+  left = written[terminal.percent(probability)]
+  assert bars and max(end for _, end in bars) + 4 <= left
 
 
 @pytest.mark.parametrize("rows", [report.Rows([], []), make_rows(count=1)])

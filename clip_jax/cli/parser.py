@@ -61,6 +61,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
   if not argv:
     _list(parser)
   if argv[0].startswith("-"):
+    if argv[0].partition("=")[0] not in ("-h", *parser.flags):
+      verb_word = next((word for word in argv if word in parsers), "VERB")
+      parser.error(f"the verb comes first: clip-jax {verb_word} {argv[0]} …")
     return parser.parse_args(argv)  # Exits: no verb is named.
   name, *words = argv
   if name not in parsers:

@@ -88,7 +88,7 @@ def convert(
     make(where, overwrite=overwrite) as partial,
   ):
     target.write(model, partial)
-    # What the format cannot say of a model, options say again.
+    # What the format has no place for is given again by options.
     again = target.read(partial, target.options_to_read(model.spec))
     sameness.check_written(model, again, report, progress)
     files = sorted(partial.rglob("*")) if partial.is_dir() else [partial]

@@ -1,5 +1,7 @@
 """Addresses of data: parsed, before anything is opened or imported for it."""
 
+import itertools
+import os
 import re
 import urllib.parse
 
@@ -76,10 +78,8 @@ def parse_address(address: str) -> tuple[str, str, dict[str, str]]:
   scheme, colon, path = address.partition(":")
   _check_place(address, scheme, path)
   if not colon:
-    likely = [
-      name for name, ends in _SUFFIXES.items() if address.endswith(ends)
-    ]
-    hint = f" Did you mean {likely[0]}:{address}?" if likely else ""
+    likely = _likely_scheme(address)
+    hint = f" Did you mean {likely}:{address}?" if likely else ""
     raise errors.UserError(
       f"DATA address {address!r} has no scheme.{hint} Put one of these in "
       f"front of it: {', '.join(f'{name}:' for name in sorted(SCHEMES))}."
@@ -118,6 +118,20 @@ def parse_address(address: str) -> tuple[str, str, dict[str, str]]:
       f"{several}."
     )
   return scheme, path, options
+
+
+def _likely_scheme(path: str) -> str:
+  """Returns the scheme that a path without one was to have; "" if unknown."""
+  if not os.path.isdir(path):
+    ends = (name for name, ends in _SUFFIXES.items() if path.endswith(ends))
+    return next(ends, "")
+  try:
+    with os.scandir(path) as entries:
+      names = [entry.name for entry in itertools.islice(entries, 1000)]
+  except OSError:
+    return ""
+  shards = any(name.endswith(_SUFFIXES["wds"]) for name in names)
+  return "wds" if shards else "folder"
 
 
 def _check_place(address: str, scheme: str, path: str) -> None:

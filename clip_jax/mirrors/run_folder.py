@@ -56,8 +56,11 @@ class Workdir:
   def check(self) -> None:
     """Raises UserError if the run cannot go on in it; never waits."""
 
-  def told(self, path: str | os.PathLike | None) -> str | None:
-    """Returns where a user finds what lies at `path`, in it, if anything."""
+  def address_of(self, path: str | os.PathLike | None) -> str | None:
+    """Returns the path or address at which users find the file at `path`.
+
+    None stays None.
+    """
     return None if path is None else str(path)
 
 
@@ -134,7 +137,7 @@ class _InBucket(Workdir):
     if self._lost is not None:
       raise self._lost
 
-  def told(self, path: str | os.PathLike | None) -> str | None:
+  def address_of(self, path: str | os.PathLike | None) -> str | None:
     """Returns the address in the bucket of what lies at `path`."""
     if path is None:
       return None

@@ -21,6 +21,10 @@ _LINE = _TILE / 5
 _FIGURES_ROW = 108
 _CURVE_HEIGHT = 150
 _CHANGE_COLUMN, _CHANGE_ROW = 366, 30
+_GUESS_BAR = 332
+# The widest texts of `terminal.percent`, and room beside the bar.
+_WIDEST_PERCENT = ("100.0 %", "<0.0001 %", "0.00088 %")
+_PERCENT_GAP = 10
 _GROWTH = 400  # More than the height of anything that is drawn at once.
 
 _INK, _MUTED, _FAINT = "#1d2733", "#66727f", "#e6eaef"
@@ -212,7 +216,8 @@ class Canvas:
     self._tile(_MARGIN, image, _FAINT)
     left = _MARGIN + _TILE + 32
     right = _WIDTH - _MARGIN
-    bar = (right - 70 - 340, right - 70)
+    end = right - _PERCENT_GAP - max(_length(x, 16) for x in _WIDEST_PERCENT)
+    bar = (end - _GUESS_BAR, end)
     for i, guess in enumerate(guesses[:5]):
       y = self.y + _LINE * (i + 0.5)
       text = fit(

@@ -224,7 +224,10 @@ FIGURES: dict[str, tuple[_Draw, str]] = {
     mistakes.reliability,
     f"zero-shot results of {calibration.LEAST_EXAMPLES} examples or more",
   ),
-  "confusions": (mistakes.confusions, "zero-shot results with `confusions`"),
+  "confusions": (
+    mistakes.confusions,
+    "zero-shot results with errors (`confusions`)",
+  ),
 }
 
 

@@ -13,9 +13,11 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
+from clip_jax import config as config_lib
 from clip_jax import errors, json_lines, json_text
 from clip_jax.checkpoints import workdir as workdir_lib
-from clip_jax.evals import published
+from clip_jax.data.sources import views
+from clip_jax.evals import metrics, published
 from clip_jax.results import (
   addresses,
   apart,
@@ -23,7 +25,7 @@ from clip_jax.results import (
   comparable,
   contact_sheets,
 )
-from clip_jax.train import metric_log
+from clip_jax.train import metric_log, run_data
 
 # Larger ones are no result; a result of ours has some kilobytes.
 _MAX_BYTES = 2**24
@@ -357,8 +359,36 @@ def _evaluations(workdir: pathlib.Path, found: _Found) -> list[dict[str, Any]]:
         for way in ways:
           node = node.setdefault(way, {})
         node[leaf] = value
-    about = {"data": str(entry.get("data", name)), "step": last}
+    about = {"data": _data_of(config.data, entry, name), "step": last}
     about["model"] = str(workdir)
+    if interval := _interval(tree):
+      about["top1_interval_95"] = interval
     task = entry.get("task", "auto")
     results.append(tree | about | ({} if task == "auto" else {"task": task}))
   return results
+
+
+def _data_of(data: config_lib.Data, entry: Mapping[str, Any], name: str) -> str:
+  """Returns the address of an evaluation's data.
+
+  Held-out training data goes by its own address, as people give it to
+  `clip-jax eval`: without the default share.
+  """
+  shown = str(entry.get("data", name))
+  if shown != config_lib.HELD_OUT:
+    return shown
+  try:
+    address = run_data.address(data, shown)
+    return address.removesuffix(f"&held_out={views.HELD_OUT}")
+  except errors.UserError:  # Such as a scheme of a later version.
+    return shown
+
+
+def _interval(measures: Mapping[str, Any]) -> list[float] | None:
+  """Returns the 95 % interval of top-1, which metrics do not hold."""
+  top1 = collected.fraction(measures.get("top1"))
+  examples = collected.number(measures.get("examples"))
+  if top1 is None or not examples or examples < 1:
+    return None
+  count = round(examples)
+  return list(metrics.clopper_pearson(round(top1 * count), count))

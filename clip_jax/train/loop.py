@@ -184,8 +184,8 @@ def train(
       lost_records=account.of(run.source).lost_records,
       seconds=time.perf_counter() - started,
       evals=evaluated,
-      report=place.told(report),
-      profile=place.told(profile.path),
+      report=place.address_of(report),
+      profile=place.address_of(profile.path),
     )
 
 

@@ -50,11 +50,11 @@ def _handled(asked: threading.Event) -> Iterator[None]:
 class Preemption:
   """Tells whether one of the run's processes was asked to stop, by SIGTERM.
 
-  Several processes stop at the same point: once one of them is asked, they
-  agree, in the background, on a point that none has passed yet. They do so
-  through the connections of `agreed_through`; without, through JAX's service,
-  whose handler of the signal is in place then. Polling costs no collective, but
-  all must poll at the same points.
+  Several processes stop at the same point, counted in calls of `poll`: once one
+  of them is asked, they agree, in the background, on a point that none has
+  passed yet. They do so through the connections of `agreed_through`. Outside of
+  it they do so through JAX's service, which then also handles the signal.
+  Polling costs no collective, but all processes must poll at the same points.
 
   Attributes:
     told: whether the run was told to stop, as of the last `poll`.

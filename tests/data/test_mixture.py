@@ -124,7 +124,7 @@ def test_a_config_takes_a_dict_or_pairs():
   weights = {"wds:a.tar": 2, "csv:b.tsv": 1}
   for given_as in (weights, tuple(weights.items())):
     assert mixture.parse(config_lib.mixture(given_as)) == weights
-  with pytest.raises(errors.UserError, match="once"):
+  with pytest.raises(errors.UserError, match="'csv:a' 2 times"):
     config_lib.mixture([("csv:a", 1), ("csv:a", 2)])
 
 

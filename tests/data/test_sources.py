@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import pathlib
 
 import numpy as np
 import pyarrow as pa
@@ -10,8 +11,11 @@ import pytest
 from pyarrow import parquet as pq
 
 from clip_jax import errors
-from clip_jax.data import prepare, sources
+from clip_jax.cli import flags
+from clip_jax.data import prepare, schemes, sources
 from clip_jax.data.sources import captions
+
+ROOT = pathlib.Path(__file__).parents[2]
 
 
 def _write_files(root, records):
@@ -27,6 +31,13 @@ def _write_table(path, records, header, delimiter):
     writer.writerow(header)
     for record in records:
       writer.writerow([f"{record.key}.png", record.texts[0]])
+
+
+def test_every_scheme_is_told():
+  page = (ROOT / "docs/data.md").read_text("utf-8")
+  for scheme in schemes.SCHEMES:
+    assert f"{scheme}:" in flags.DATA
+    assert f"\n| `{scheme}:" in page
 
 
 def test_every_format_gives_the_same_records(

@@ -86,7 +86,7 @@ def test_what_a_run_writes_is_copied_while_it_goes(scheme, store, tmp_path):
     for step in (1, 2, 3):
       _save(place.path, step)
       _wait_for(address, *range(max(step - KEEP + 1, 1), step + 1))
-    told = place.told(place.path / "report.png")
+    told = place.address_of(place.path / "report.png")
     assert told == f"{scheme}://data-1/run/report.png"
   assert _names(store) == _expected(2, 3)
   assert not place.path.exists()  # All is there.

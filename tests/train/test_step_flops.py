@@ -115,6 +115,18 @@ BOTH = _projection(24, 3) + _projection(16, 3)
       id="a locked BERT of 256 positions on short captions",
     ),
     pytest.param(
+      {"optim.frozen": "^(image|text)/"},
+      TOKENS,
+      _image(1) + FULL / 3 + _projection(24, 2) + _projection(16, 2) + LOSS,
+      id="two locked towers below projections that are trained",
+    ),
+    pytest.param(
+      {"loss.kind": "sigmoid", "model_overrides.init_logit_bias": -10},
+      TOKENS,
+      _image(3) + FULL + BOTH + LOSS,
+      id="another loss has the same products",
+    ),
+    pytest.param(
       {"model_overrides.image.remat": "full"},
       TOKENS,
       _image(3) + FULL + BOTH + LOSS,
@@ -142,6 +154,13 @@ def test_parts_make_the_batch_and_equal_shapes_are_counted_once(monkeypatch):
   assert counter(half) == want
   monkeypatch.setattr(step_flops, "update_flops", None)
   assert counter(half) == want
+
+
+def test_micro_batches_are_worth_no_more_though_they_pass_twice():
+  config = _config(micro_batches=2)
+  step = program.make_program(config, devices=jax.devices()[:1])
+  found = step_flops.Counter(step)({"image": IMAGES, "tokens": TOKENS})
+  assert found == _image(3) + FULL + BOTH + LOSS
 
 
 @pytest.mark.slow

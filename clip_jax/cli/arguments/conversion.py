@@ -134,8 +134,8 @@ def _add_reading(parser: flags.Parser) -> None:
   parser.add_argument(
     "--tokenizer",
     choices=("c4_en", "mc4", "gemma"),
-    help="for an .npz whose vocabulary is not one of these: the one whose "
-    "cleaning, end token and padding it shares",
+    help="for an .npz with a vocabulary of its own: the tokenizer whose "
+    "cleaning, end token and padding it uses",
   )
   parser.add_argument(
     "--preprocess",

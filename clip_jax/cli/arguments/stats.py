@@ -14,7 +14,8 @@ def add_stats(parser: flags.Parser) -> None:
   parser.add_argument(
     "--languages",
     action="store_true",
-    help="count captions by language, too (extra language)",
+    help="also count captions by language (needs pip install "
+    "'jax-clip[language]')",
   )
   parser.add_argument(
     "--decode",

@@ -16,6 +16,10 @@ _BASH = """\
 _clip_jax() {
   local cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD-1]}
   local at=${COMP_WORDS[1]} words=
+  # Bash parts --flag=value at the sign.
+  if [[ $cur == = ]]; then cur=
+  elif [[ $prev == = ]]; then prev=${COMP_WORDS[COMP_CWORD-2]}
+  fi
   case $at in
     @NESTED@) ((COMP_CWORD > 2)) && at="$at ${COMP_WORDS[2]}" ;;
   esac
@@ -38,13 +42,17 @@ complete -o default -F _clip_jax clip-jax
 _ZSH = """\
 #compdef clip-jax
 _clip_jax() {
-  local at=$words[2]
+  local at=$words[2] before=$words[CURRENT-1]
   local -a plain given fields
   case $at in
     @NESTED@) ((CURRENT > 3)) && at="$at $words[3]" ;;
   esac
   ((CURRENT == 2)) && at=''
-  case "$at $words[CURRENT-1]" in
+  if [[ $PREFIX == --*=* ]]; then
+    before=${PREFIX%%=*}
+    compset -P 1 '*='
+  fi
+  case "$at $before" in
 @VALUES@
   esac
   case $at in

@@ -3,6 +3,7 @@
 A `Siglip2Model` (NaFlex) takes images of any shape as lists of patches; at the
 square that its position embeddings were made for, it is a SiglipModel whose
 patch embedding is a linear layer. The defaults are those of transformers 5.
+`engine/names.py` explains the tables.
 """
 
 import dataclasses

@@ -172,7 +172,7 @@ def named(name: str, options: portable.Options) -> dict[str, Any]:
     image = dict(spec["image"])
     for activation in ("gelu", "gelu_tanh"):
       image["activation"] = activation
-      if timm_vit.find(image, made_so=spec["image_projection"] == "none"):
+      if timm_vit.find(image, at_creation=spec["image_projection"] == "none"):
         break
     spec = {**spec, "image": image, "text": text}
   return spec

@@ -59,9 +59,9 @@ class TimmTower(fields.Row):
       )
     )
     tower, head = timm_vit.describe(name), TIMM_HEADS[head]
-    made_so = head != "head.proj"
-    if pool or made_so:
-      tower = timm_vit.pooled(tower, pool, made_so=made_so, name=name)
+    at_creation = head != "head.proj"
+    if pool or at_creation:
+      tower = timm_vit.pooled(tower, pool, at_creation=at_creation, name=name)
     if kinds.PIXELS.read(size) != tower["image_size"]:
       raise errors.UserError(
         f"{source.where(f'{VISION}.image_size')}: image_size={size}, but "
@@ -98,7 +98,7 @@ def find_timm(spec: dict[str, Any]) -> tuple[str, str] | None:
   projection = spec["image_projection"]
   if spec["image"]["kind"] != "vit" or projection not in TIMM_PROJECTIONS:
     return None
-  return timm_vit.find(spec["image"], made_so=projection == "none")
+  return timm_vit.find(spec["image"], at_creation=projection == "none")
 
 
 def _note_all(source, tower: str, described: dict[str, Any]) -> None:

@@ -204,7 +204,7 @@ def describe(
     )
   image = tower | spec["image"]
   if pool := source.get("model_args.global_pool"):
-    image = timm_vit.pooled(image, pool, made_so=True, name=name)
+    image = timm_vit.pooled(image, pool, at_creation=True, name=name)
   image["activation"] = source.override(
     "image.activation", image["activation"], "architecture"
   )

@@ -92,15 +92,16 @@ _POOLS = {"map": "map", "token": "class", "avg": "gap"}
 
 
 def pooled(
-  tower: dict[str, Any], pool: str, *, made_so: bool, name: str
+  tower: dict[str, Any], pool: str, *, at_creation: bool, name: str
 ) -> dict[str, Any]:
   """Returns `tower` with another of timm's poolings.
 
   Args:
     tower: the result of `describe`.
     pool: timm's `global_pool`.
-    made_so: whether timm creates the model with this pooling, which moves the
-      last norm after a mean and can add attention; False if it is set later.
+    at_creation: whether timm creates the model with this pooling, which moves
+      the last norm after a mean and can add attention; False if it is set
+      later.
     name: timm's name, for messages.
 
   Raises:
@@ -114,10 +115,10 @@ def pooled(
   kind = _POOLS[pool]
   if kind == "class" and not tower["class_token"]:
     raise errors.UserError(f"{name} has no class token to pool (got 'token').")
-  if kind == "map" and tower["pooling"] != "map" and not made_so:
+  if kind == "map" and tower["pooling"] != "map" and not at_creation:
     raise errors.UserError(f"{name} has no attention pooling (got 'map').")
   after = tower["norm_after_pool"]
-  if made_so:
+  if at_creation:
     # Where the name itself fixes the norm's place, timm leaves it.
     after = kind == "gap" and (after or tower["pooling"] != "gap")
   if kind != "gap" and after:
@@ -154,19 +155,19 @@ def nearest(tower: dict[str, Any]) -> tuple[str, dict[str, Any]] | None:
   return min(found, key=lambda one: (len(one[1]), one[0]), default=None)
 
 
-def find(tower: dict[str, Any], *, made_so: bool) -> tuple[str, str] | None:
+def find(tower: dict[str, Any], *, at_creation: bool) -> tuple[str, str] | None:
   """Returns timm's name and pooling for a tower, None if it has none.
 
   Args:
     tower: an image tower's description.
-    made_so: as in `pooled`.
+    at_creation: as in `pooled`.
   """
   wanted = _named(tower)
   same = [name for name, facts in MODELS.items() if facts == wanted]
   for name in (*same, *MODELS):
     for pool in _POOLS:
       try:
-        found = pooled(MODELS[name], pool, made_so=made_so, name=name)
+        found = pooled(MODELS[name], pool, at_creation=at_creation, name=name)
       except errors.UserError:
         continue
       if found == wanted:

@@ -266,7 +266,7 @@ def make(
         f"No query is found in {terminal.counted(totals.texts, 'text')} of "
         f"{terminal.counted(totals.words, 'word')}{_in_words(totals)}: no word "
         f"occurs {terminal.counted(rule.min_count, 'time')}. Give more text, "
-        "or a smaller min_count."
+        "or a smaller min_count (--min-count)."
       )
     made = _written(entries, totals, rule, out, table, directory)
     shutil.rmtree(partial, ignore_errors=True)

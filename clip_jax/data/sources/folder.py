@@ -222,8 +222,9 @@ def open_folder(
   if outside := [name for name in images if os.sep not in name]:
     raise errors.UserError(
       f"folder:{path} holds images outside of a class folder, such as "
-      f"{disk.listed(outside[:1])}. Put each class into a folder of its own, "
-      "or a .txt file with the caption beside each image."
+      f"{disk.listed(outside[:1])}. Put each class into a folder of its own "
+      "(pictures that are only searched, all into one), or a .txt file with "
+      "the caption beside each image."
     )
   source = ClassFolder(root, images, account=account, within=within)
   if len(source.class_names) == 1 and not splits:
