@@ -56,7 +56,7 @@ class Pictures:
       self.why_not = "the index does not say which data it was made of."
       return
     try:
-      self._source = sources.open_source(address)
+      self._source = sources.open_source(address, with_texts=False)
     except (errors.UserError, OSError) as error:
       _LOGGER.warning("The data of the index cannot be opened: %s", error)
       # Without the error, which names directories of this machine.

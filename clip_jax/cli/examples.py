@@ -48,7 +48,7 @@ EXAMPLES = {
   ),
   "embed": (
     "embed runs/demo --data builtin:two_digits/unseen --out index",
-    "embed runs/mine --data folder:pictures --out index --dtype float16",
+    "embed runs/mine --data images:pictures --out index --dtype float16",
     "embed runs/mine --data arrayrecord:prepared --out index --distributed",
   ),
   "search": (

@@ -16,7 +16,7 @@ MODEL = (
 DATA = (
   "a DATA address, such as builtin:digits/test, folder:PATH, csv:PATH, "
   "wds:PATH/{0000..0012}.tar, parquet:PATH, hf:PATH, tfrecord:PATH, coco:PATH, "
-  "arrayrecord:PATH, tfds:NAME/SPLIT"
+  "arrayrecord:PATH, tfds:NAME/SPLIT; for search also images:PATH"
 )
 BATCH_SIZE, THREADS = 256, 4
 _MOST = 2**63 - 1  # What the length of a sequence can be.

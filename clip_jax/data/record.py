@@ -32,7 +32,7 @@ class Record:
 
   Attributes:
     image: the encoded image, in a format that `preprocess.decode` reads.
-    texts: at least one caption.
+    texts: at least one caption; none of a source of images alone.
     key: names the record within its source; never a path to write to.
     label: index into the source's `class_names`.
     labels: where an example may be of several classes, those that it is of;

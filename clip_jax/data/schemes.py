@@ -28,6 +28,7 @@ SCHEMES = {
     "open_hf",
     ("image", "caption", "label", "classes", "root", "links", "split"),
   ),
+  "images": ("sources.images_alone", "open_images", ("links",)),
   "parquet": (
     "sources.parquet",
     "open_parquet",
@@ -49,6 +50,8 @@ SCHEMES = {
     ("captions", "classes", "labels"),
   ),
 }
+# Whose records have no texts.
+WITHOUT_TEXTS = ("images",)
 # Whose paths are not those of files.
 _NAMED = ("builtin", "tfds")
 OF_ALL = ("split", "held_out")

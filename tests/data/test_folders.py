@@ -175,12 +175,12 @@ def test_a_name_that_is_an_image_suffix_alone_is_a_warning(folder):
   assert source.account.left_out.counts == {"jpg": 1, "": 1}
 
 
-def test_pictures_without_classes_are_told_where_to_lie(tmp_path):
-  (tmp_path / "holidays").mkdir()
-  (tmp_path / "holidays/1.jpg").write_bytes(b"JPEG")
-  with pytest.raises(errors.UserError, match="only searched, all into one"):
-    sources.open_source(f"folder:{tmp_path / 'holidays'}")
-  assert len(sources.open_source(f"folder:{tmp_path}")) == 1
+def test_pictures_without_classes_are_told_how_to_be_searched(tmp_path):
+  folder = tmp_path / "holidays"
+  folder.mkdir()
+  (folder / "1.jpg").write_bytes(b"JPEG")
+  with pytest.raises(errors.UserError, match=f"embed` images:{folder}"):
+    sources.open_source(f"folder:{folder}")
 
 
 def test_a_folder_without_images_shows_what_it_holds(folder):

@@ -12,7 +12,7 @@ _MOST_BAD_SHOWN = 20  # Lines; --json holds more.
 
 def inspect_data(arguments: argparse.Namespace) -> verb.Answer:
   """Says what is in data, and what is wrong with it."""
-  source = sources.open_source(arguments.data)
+  source = sources.open_source(arguments.data, with_texts=False)
   with terminal.Progress("inspect", unit="records") as progress:
     found = inspection.inspect(
       source,

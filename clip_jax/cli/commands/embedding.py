@@ -43,7 +43,7 @@ def embed(arguments: argparse.Namespace) -> verb.Answer:
     clip.needed_preprocess()
     clip.check_embeds()
     hosts.check_same({"model": clip.fingerprint})
-    source = sources.open_source(arguments.data)
+    source = sources.open_source(arguments.data, with_texts=False)
     shared_batches.check_same(source)
     if jax.process_index():
       _help(arguments, clip, source)

@@ -32,9 +32,24 @@ __all__ = [
 ]
 
 
-def open_source(address: str) -> Source:
-  """Opens the source at `address`; raises `UserError` where it cannot."""
+def open_source(address: str, *, with_texts: bool = True) -> Source:
+  """Opens the source at `address`.
+
+  Args:
+    address: of the data.
+    with_texts: whether each record needs a text; without one it can only be
+      looked at and embedded.
+
+  Raises:
+    UserError: it cannot be opened, or its records have no texts.
+  """
   scheme, path, options = parse_address(address)
+  if with_texts and scheme in schemes.WITHOUT_TEXTS:
+    raise errors.UserError(
+      f"{address} has images alone, for `clip-jax embed` and `clip-jax data "
+      f"inspect`. This needs captions or classes, too: folder:{path} reads "
+      "them from names of folders, or from a .txt file beside each image."
+    )
   module, function, known = schemes.SCHEMES[scheme]
   split, share = (options.pop(name, None) for name in schemes.OF_ALL)
   if share is not None and split is None:

@@ -14,28 +14,26 @@ folders that they lead to are told and not read, unless `?links=follow` allows
 them.
 """
 
-import hashlib
 import os
 import re
 from collections.abc import Iterator
 
 import numpy as np
 
-from clip_jax import buckets, errors, places, terminal
+from clip_jax import buckets, errors, terminal
 from clip_jax.data import account as account_lib
 from clip_jax.data import record as record_lib
 from clip_jax.data.sources import captions as captions_lib
 from clip_jax.data.sources import (
   classified,
   disk,
+  folder_files,
   naming,
   split_names,
   strings,
 )
 
 LAYOUTS = ("classes", "captions")
-_IMAGES = (naming.IMAGE, naming.UNREAD_IMAGE)
-_TEXTS = (naming.TEXT, naming.JSON)
 # So many files are read to see whether they hold captions.
 _LOOKED_AT = 16
 _NUMBERS = re.compile(rb"[\s\d.,;:+eE-]*")
@@ -61,7 +59,7 @@ class ClassFolder:
     self._within = within
     self._labels = {name: label for label, name in enumerate(directories)}
     self.names = self._names = strings.Strings(names)
-    self.fingerprint = _digest("classes", self._names)
+    self.fingerprint = folder_files.digest("classes", self._names)
 
   def labels(self) -> np.ndarray:
     """Returns the labels of all records, int64 (n,); reads no image."""
@@ -78,7 +76,7 @@ class ClassFolder:
     label = self._labels[name.split(os.sep)[0]]
     path = os.path.join(self._root, name)
     return record_lib.Record(
-      image=_read_listed(path, name, key=name, within=self._within),
+      image=folder_files.read_image(path, name, key=name, within=self._within),
       texts=(self.class_names[label],),
       key=name,
       label=label,
@@ -110,7 +108,9 @@ class CaptionFolder:
     self._captions = captions_lib.check_choice(captions or "text")
     self.names = self._keys = strings.Strings(grouped)
     self._suffixes = strings.Strings(map(" ".join, grouped.values()))
-    self.fingerprint = _digest(self._captions, self._keys, self._suffixes)
+    self.fingerprint = folder_files.digest(
+      self._captions, self._keys, self._suffixes
+    )
     if captions is None:
       account.notes.extend(
         captions_lib.propose_lines(self._text, slots=len(self), place=root)
@@ -123,23 +123,25 @@ class CaptionFolder:
     if not 0 <= index < len(self):
       raise IndexError(index)
     key = self._keys[index]
-    images = self._named(index, _IMAGES)
+    images = self._named(index, folder_files.IMAGES)
     if len(images) != 1:
       reason = "several_images" if images else "missing_image"
       raise record_lib.BadRecord(reason, key)
     # Such as a.txt and a.TXT: nothing says which of them counts.
-    if any(len(self._named(index, (kind,))) > 1 for kind in _TEXTS):
+    if any(len(self._named(index, (kind,))) > 1 for kind in folder_files.TEXTS):
       raise record_lib.BadRecord("several_captions", key)
     texts = self._texts(index, key)
     path = os.path.join(self._root, images[0])
-    image = _read_listed(path, images[0], key=key, within=self._within)
+    image = folder_files.read_image(
+      path, images[0], key=key, within=self._within
+    )
     return record_lib.Record(image=image, texts=texts, key=key, path=path)
 
   def _named(self, index: int, kinds: tuple[int, ...]) -> list[str]:
     """Returns the files of a slot that are of one of `kinds`."""
     key = self._keys[index]
     names = [f"{key}.{s}" for s in self._suffixes[index].split(" ")]
-    return [name for name in names if _kind(name) in kinds]
+    return [name for name in names if folder_files.kind(name) in kinds]
 
   def _texts(self, index: int, key: str) -> tuple[str, ...]:
     if (text := self._text(index)) is not None:
@@ -167,41 +169,14 @@ def open_folder(
   path: str, options: dict[str, str]
 ) -> ClassFolder | CaptionFolder:
   """Opens a folder; options: `layout`, `links`, `captions` (captions.py)."""
-  root = places.expanded(path)
-  if not places.is_folder(root):
-    raise errors.UserError(
-      f"folder:{path} is not a directory; check the path"
-      f"{places.starting_point(root)}.{errors.beside(root)}"
-    )
   layout = options.get("layout")
   if layout is not None and layout not in LAYOUTS:
     raise errors.unknown("value of layout=", layout, LAYOUTS)
   if "captions" in options:
     captions_lib.check_choice(options["captions"])
-  within = None if disk.follows_links(options) else root
-  account = account_lib.Account()
-  names = sorted(disk.walk(root, account, within=within))
-  kinds = {name: _kind(name) for name in names}
-  images = [name for name, kind in kinds.items() if kind in _IMAGES]
-  texts = [name for name, kind in kinds.items() if kind in _TEXTS]
-  for name, kind in kinds.items():
-    if kind in (None, naming.LABEL):
-      account.left_out.add(name)
-    elif kind == naming.UNREAD_IMAGE:
-      account.unread.add(name)
-  if not images:
-    seen = [*texts, *account.left_out.first_names()][:3]
-    if not seen and account.notes:  # Of links that are not followed.
-      raise errors.UserError(
-        f"folder:{path} holds no images. {' '.join(account.notes)}"
-      )
-    raise errors.UserError(
-      f"folder:{path} holds no images (files that end in"
-      f" {', '.join(naming.IMAGE_SUFFIXES[:9])} and the like)"
-      + (
-        f", but for example {disk.listed(seen)}." if seen else "; it is empty."
-      )
-    )
+  found = folder_files.list_files("folder", path, options)
+  root, within, account = found.root, found.within, found.account
+  images, texts = found.images, found.texts
   if layout is None:
     layout = _decide(root, images, texts, account.notes, within=within)
   splits = [*_note_splits(path, images, layout)]
@@ -222,9 +197,9 @@ def open_folder(
   if outside := [name for name in images if os.sep not in name]:
     raise errors.UserError(
       f"folder:{path} holds images outside of a class folder, such as "
-      f"{disk.listed(outside[:1])}. Put each class into a folder of its own "
-      "(pictures that are only searched, all into one), or a .txt file with "
-      "the caption beside each image."
+      f"{disk.listed(outside[:1])}. Put each class into a folder of its own, "
+      "or a .txt file with the caption beside each image. Images that are only "
+      f"searched need neither: give `clip-jax embed` images:{path}."
     )
   source = ClassFolder(root, images, account=account, within=within)
   if len(source.class_names) == 1 and not splits:
@@ -294,7 +269,7 @@ def _hold_captions(root: str, names: list[str], within: str | None) -> bool:
       data = disk.read_file(
         os.path.join(root, name), key=name, limit=limit, within=within
       )
-      if _kind(name) == naming.JSON:
+      if folder_files.kind(name) == naming.JSON:
         captions_lib.from_json(data, key=name)
         return True
     except record_lib.BadRecord:
@@ -372,27 +347,3 @@ def _note_empty(root: str, images: list[str]) -> Iterator[str]:
     more = f" and {len(empty) - 5} more" if len(empty) > 5 else ""
     named = disk.listed(empty[:5])
     yield f"Folders without an image are no classes: {named}{more}."
-
-
-def _kind(name: str) -> int | None:
-  """Returns a file's kind by its name (naming.py); None if it is not read."""
-  part = naming.split(name)
-  return None if part is None else part.kind
-
-
-def _read_listed(
-  path: str, name: str, *, key: str, within: str | None
-) -> bytes:
-  """Reads the image `name`; raises `BadRecord` where it cannot."""
-  if record_lib.is_unsafe(name):
-    raise record_lib.BadRecord("unsafe_name", key)
-  if _kind(name) == naming.UNREAD_IMAGE:
-    raise record_lib.BadRecord("unsupported_image", key)
-  return disk.read_image(path, key=key, within=within)
-
-
-def _digest(kind: str, *lists: strings.Strings) -> str:
-  digest = hashlib.sha256(kind.encode())
-  for names in lists:
-    digest.update(names.tobytes())
-  return digest.hexdigest()
