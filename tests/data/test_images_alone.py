@@ -94,8 +94,10 @@ def test_what_needs_texts_refuses_them_and_says_what_reads_some(
     ("data", "prepare", address, tmp_path / "out"),
     ("data", "stats", address),
     ("data", "dedupe", address, tmp_path / "out"),
-    ("train", "--config", "configs/demo.py", "--workdir", tmp_path / "run")
-    + (f"--config.data.train={address}",),
+    (
+      *("train", "--config", "configs/demo.py", "--workdir", tmp_path / "run"),
+      f"--config.data.train={address}",
+    ),
   ):
     said = fails(*map(str, arguments))
     assert f"{address} has images alone, for `clip-jax embed`" in said

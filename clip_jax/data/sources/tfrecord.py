@@ -106,11 +106,12 @@ class TFRecordFile:
     index = kept_index.keep(
       "tfrecord", [path], (), lambda: _scanned(path, size), sampled=False
     )
-    bounds, damage = index.arrays["bounds"], index.facts["damage"]
+    bounds = index.arrays["bounds"]
+    damage: Any = index.facts["damage"] and tuple(index.facts["damage"])
     (stated,) = shard.stated_counts([path])
     if stated is not None and stated > len(bounds):
-      at, why, _ = damage or (size, "too_few_records", None)
-      damage = at, why, stated - len(bounds)
+      at, why = damage[:2] if damage else (size, "too_few_records")
+      damage = (at, why, stated - len(bounds))
     self._starts, self._sizes = bounds.T
     if not len(bounds):
       gzip = self._file.read(offset=0, size=2) == _GZIP
@@ -120,7 +121,7 @@ class TFRecordFile:
       (1,) * len(bounds),
       (0,) * len(bounds),
       hashlib.sha256(bounds.tobytes() + str(size).encode()).hexdigest(),
-      damage and tuple(damage),
+      damage,
       np.array(bounds),
     )
 
