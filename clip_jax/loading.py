@@ -46,8 +46,9 @@ def load(
       "s3://…"); or "hf-hub:ORG/NAME[@REVISION]".
     step: the checkpoint of a workdir to load; None for the newest valid one.
     source_format: a name in `opening.FORMATS`; None recognises the format.
-    activation: the towers' activation, for checkpoints that do not say it; of
-      others it changes nothing, which is logged.
+    activation: the towers' activation, for checkpoints that do not say it, or
+      say a wrong one. Workdirs and models of `Clip.save` keep their own, which
+      is logged.
     devices: those that share each batch, if not all devices of the run.
 
   Raises:

@@ -508,6 +508,12 @@ def test_an_array_of_a_files_bytes_gets_the_remedy(clip):
         clip.encode_image(images)
 
 
+@pytest.mark.parametrize("dtype", [None, np.uint8, object])
+def test_an_array_of_no_paths_has_no_embeddings(clip, dtype):
+  """NumPy makes floats of an empty list."""
+  assert clip.encode_image(np.array([], dtype)).shape[0] == 0
+
+
 def test_one_token_is_no_text(clip):
   for tokens in (np.int64(5), np.array(5)):
     with pytest.raises(clip_jax.UserError, match=r"\(n, \d+\).*got \(\)"):

@@ -251,6 +251,16 @@ CASES = {
     ("has no scheme", "Did you mean wds:", "/pairs?"),
     prepare=_write("pairs/1.tar", b"tar"),
   ),
+  "tables without a scheme": Case(
+    "data inspect $here/pairs",
+    ("has no scheme", "Did you mean parquet:", "/pairs?"),
+    prepare=_write("pairs/1.parquet", b"PAR1"),
+  ),
+  "TFDS's files without a scheme": Case(
+    "data inspect $here/pairs",
+    ("has no scheme", "Did you mean tfrecord:", "/pairs?"),
+    prepare=_write("pairs/x.tfrecord-00000-of-00001", b"x"),
+  ),
   "unknown scheme": Case(
     "data inspect webdataset:x", ("'webdataset'", "Known:", "wds")
   ),

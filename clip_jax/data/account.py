@@ -74,8 +74,8 @@ class LeftOut:
     stem, suffix = os.path.splitext(name)
     suffix = suffix.removeprefix(".").lower()
     if not suffix:  # A name that is a suffix alone, such as `.jpg`.
-      whole = os.path.basename(stem).lower().rpartition(".")[2]
-      suffix = whole if naming.is_image_suffix(whole) else ""
+      _, dot, whole = os.path.basename(stem).lower().rpartition(".")
+      suffix = whole if dot and naming.is_image_suffix(whole) else ""
     self._add(suffix, 1, [name])
 
   def merge(self, other: "LeftOut") -> None:

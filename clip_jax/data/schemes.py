@@ -66,6 +66,14 @@ _SUFFIXES = {
   "parquet": (".parquet",),
   "tfrecord": (".tfrecord",),
 }
+# The scheme of a folder, by a part of the names of files in it.
+_IN_FOLDERS = {
+  "wds": ".tar",
+  "parquet": ".parquet",
+  "tfrecord": ".tfrec",
+  "arrayrecord": ".array_record",
+  "hf": ".arrow",
+}
 
 
 def has_scheme(text: str) -> bool:
@@ -133,8 +141,11 @@ def _likely_scheme(path: str) -> str:
       names = [entry.name for entry in itertools.islice(entries, 1000)]
   except OSError:
     return ""
-  shards = any(name.endswith(_SUFFIXES["wds"]) for name in names)
-  return "wds" if shards else "folder"
+  parts = _IN_FOLDERS.items()
+  found = (
+    scheme for scheme, part in parts if any(part in name for name in names)
+  )
+  return next(found, "folder")
 
 
 def _check_place(address: str, scheme: str, path: str) -> None:

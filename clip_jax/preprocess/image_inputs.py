@@ -36,8 +36,9 @@ def each(images: Any) -> Iterable[ImageInput]:
   if _is_array(images):
     if len(images.shape) == 4:
       return list(_checked(images))
-    if len(images.shape) == 1 and not _kind(images).startswith(_NUMBERS):
-      return list(images)  # Of paths.
+    is_numbers = _kind(images).startswith(_NUMBERS)
+    if len(images.shape) == 1 and not (is_numbers and images.shape[0]):
+      return list(images)  # Of paths; numpy makes numbers of no paths.
     return [images]
   if isinstance(images, Image.Image | decoding.Encoded) or hasattr(
     images, "read"

@@ -48,6 +48,8 @@ _SETTINGS = (
   "train_data",
   "folds_from",
 )
+# Tasks of an evaluation in training whose top-1 is a share of its images.
+_COUNTED = ("auto", "zero_shot")
 # What says which model a result is of.
 _ABOUT = ("model", "fingerprint", "step")
 _EVALUATION = re.compile(r"eval/(.+)/([^/]+)$")
@@ -361,9 +363,11 @@ def _evaluations(workdir: pathlib.Path, found: _Found) -> list[dict[str, Any]]:
         node[leaf] = value
     about = {"data": _data_of(config.data, entry, name), "step": last}
     about["model"] = str(workdir)
-    if interval := _interval(tree):
-      about["top1_interval_95"] = interval
     task = entry.get("task", "auto")
+    # Few-shot accuracies are means of several draws.
+    interval = _interval(tree) if task in _COUNTED else None
+    if interval:
+      about["top1_interval_95"] = interval
     results.append(tree | about | ({} if task == "auto" else {"task": task}))
   return results
 

@@ -76,6 +76,17 @@ def test_a_module_lies_in_the_directory(tmp_path, name):
     convert.open_model(tmp_path)
 
 
+@pytest.mark.parametrize("mode", ["mean", ["mean"], None])
+def test_a_pooling_is_named_in_several_ways(tmp_path, mode):
+  directory = model_kinds.sentence_directory(tmp_path / "st")
+  want = convert.open_model(directory).spec
+  config = {"pooling_mode": mode}
+  if mode is None:
+    config["pooling_mode_mean_tokens"] = True
+  (directory / "1_Pooling/config.json").write_text(json.dumps(config))
+  assert convert.open_model(directory).spec == want
+
+
 def test_a_clip_with_a_dense_layer_is_refused(clip, tmp_path):
   directory = tmp_path / "st"
   shutil.copytree(clip, directory)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+import model_kinds
 from clip_jax import convert, errors
 from clip_jax.cli import run
 from clip_jax.convert import engine, weights_file
@@ -279,6 +280,20 @@ def test_adapters_without_a_config_or_in_a_module_get_the_hint_too(
     module = {"idx": 0, "name": "0", "path": place, "type": kind}
     (tmp_path / "modules.json").write_text(json.dumps([module]))
   with pytest.raises(errors.UserError, match="merge_and_unload"):
+    convert.open_model(tmp_path)
+
+
+@pytest.mark.parametrize(
+  "file", ["adapter_model.safetensors", "pytorch_lora_weights.safetensors"]
+)
+def test_adapters_beside_a_model_do_not_hide_it(tmp_path, file):
+  model_kinds.clip_directory(tmp_path / "model")
+  _safetensors(tmp_path / "model" / file, LORA)
+  assert convert.open_model(tmp_path / "model").spec
+  # Nor do those of a folder that has models, too.
+  (tmp_path / "adapter").mkdir()
+  _safetensors(tmp_path / "adapter" / file, LORA)
+  with pytest.raises(errors.UserError, match="To read model, give its own"):
     convert.open_model(tmp_path)
 
 

@@ -191,6 +191,40 @@ def test_a_file_that_was_cut_between_two_records_is_told(tmp_path, captioned):
   assert not account.of(sources.open_source(address)).lost_records
 
 
+@pytest.mark.parametrize(
+  "counts",
+  [
+    # As TFDS spreads 15 records over 4 files, in another order.
+    {"0.tfrecord": 3, "1.tfrecord": 4, "2.tfrecord": 4, "3.tfrecord": 4},
+    # A small split beside a large one.
+    {
+      **{f"test-{i}.tfrecord": 1 for i in range(2)},
+      **{f"train-{i}.tfrecord": N for i in range(5)},
+    },
+  ],
+)
+def test_files_that_are_shorter_by_right_are_not_told(
+  tmp_path, captioned, counts
+):
+  for name, count in counts.items():
+    tf_examples.write(tmp_path / name, *captioned[:count])
+  found = account.of(sources.open_source(f"tfrecord:{tmp_path}"))
+  assert not found.warnings()
+
+
+def test_a_short_file_that_is_known_to_be_whole_is_not_told(
+  tmp_path, captioned
+):
+  for number in range(5):
+    count = 2 if number == 2 else N
+    tf_examples.write(tmp_path / f"{number}.tfrecord", *captioned[:count])
+  address = f"tfrecord:{tmp_path}"
+  assert len(account.of(sources.open_source(address)).notes) == 1
+  # As of img2dataset, where some images could not be fetched.
+  (tmp_path / "2_stats.json").write_text(json.dumps({"successes": 2}))
+  assert not account.of(sources.open_source(address)).warnings()
+
+
 def test_a_file_that_shrinks_later_ends_the_reading(tmp_path, captioned):
   path = tmp_path / "a.tfrecord"
   source = sources.open_source(tf_examples.write(path, *captioned))

@@ -169,10 +169,11 @@ def test_files_that_are_not_read_are_counted(folder):
 
 
 def test_a_name_that_is_an_image_suffix_alone_is_a_warning(folder):
-  source = folder({"cat/0.png": None, "cat/.JPG": b"x", "cat/.hidden": b"x"})
+  names = ("cat/.JPG", "cat/.hidden", "cat/raw")  # Of which one has a dot.
+  source = folder({"cat/0.png": None, **dict.fromkeys(names, b"x")})
   (said, _) = source.account.warnings()
   assert said == "Named like images, but not read: 1 .jpg ('cat/.JPG')."
-  assert source.account.left_out.counts == {"jpg": 1, "": 1}
+  assert source.account.left_out.counts == {"jpg": 1, "": 2}
 
 
 def test_pictures_without_classes_are_told_how_to_be_searched(tmp_path):

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+import bucket_stand_in
 import model_kinds
 from clip_jax import cli, errors
 from clip_jax.data import inspection, record, sources
@@ -59,6 +60,18 @@ def test_other_names_are_another_fingerprint(photos):
   assert before != pairs.fingerprint
   (photos / "a.png").rename(photos / "d.png")
   assert before != _open(f"images:{photos}").fingerprint
+
+
+@pytest.mark.parametrize("scheme", bucket_stand_in.SCHEMES)
+def test_a_bucket_holds_the_images_that_the_disk_does(photos, store, scheme):
+  store.upload("data-1", photos)
+  disk, bucket = map(_open, (f"images:{photos}", f"images:{scheme}://data-1"))
+  assert list(bucket.names) == list(disk.names)
+  assert bucket.fingerprint == disk.fingerprint
+  assert [bucket[i].image for i in range(3)] == [
+    disk[i].image for i in range(3)
+  ]
+  assert bucket.account.left_out.counts == disk.account.left_out.counts
 
 
 def test_links_lead_out_only_where_that_is_allowed(photos, tmp_path, png):

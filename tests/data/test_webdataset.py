@@ -379,6 +379,11 @@ def test_files_that_the_names_of_the_others_count_are_told(
     write_tar(tars / f"a-{number:05d}-of-00003.tar", [("a.png", png(0))])
   assert "1 file that the names of the others count is" in note(f"wds:{tars}")
   assert note(f"wds:{tars}/a-{{00001..00002}}-of-00003.tar") is None
+  # Some count from one on.
+  write_tar(tars / "a-00003-of-00003.tar", [("a.png", png(0))])
+  assert note(f"wds:{tars}") is None
+  (tars / "a-00002-of-00003.tar").unlink()
+  assert "as 'a-00002-of-00003.tar'" in note(f"wds:{tars}")
 
 
 def test_images_in_other_formats_are_told(tmp_path, write_tar, png):

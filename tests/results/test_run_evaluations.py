@@ -41,6 +41,20 @@ def test_evaluations_in_training_have_an_interval_and_a_data_address(
     assert result.interval("top1") == pytest.approx((exact.low, exact.high))
 
 
+def test_a_mean_of_several_few_shot_draws_has_no_interval_of_one(tmp_path):
+  config = config_lib.default_config()
+  config.steps, config.data.train = 4, "folder:pets"
+  config.evals = {
+    "few": {"task": "few_shot_lsr", "data": "builtin:digits/test"},
+  }
+  (tmp_path / "config.json").write_text(config_lib.to_json(config))
+  line = {"step": 4, "eval/few/top1": 0.75, "eval/few/examples": 12}
+  (tmp_path / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+  (found,) = gathering.read([tmp_path]).results
+  assert found.fraction("top1") == 0.75
+  assert found.interval("top1") is None
+
+
 def test_an_evaluation_of_a_runs_held_out_data_replaces_that_in_training(
   tmp_path,
 ):

@@ -127,9 +127,9 @@ def _pooling(path: pathlib.Path) -> str:
     for key, value in config.items()
     if key.startswith(_MODE) and value is True
   ]
-  words = config.get("pooling_mode", [])
-  for word in words if isinstance(words, list) else [words]:
-    modes.append(str(word))
+  words = config.get("pooling_mode")
+  if isinstance(words, str | list):
+    modes.extend([words] if isinstance(words, str) else map(str, words))
   if len(modes) != 1 or modes[0] not in _POOLINGS:
     raise errors.UserError(
       f"{path} has the poolings {', '.join(modes) or 'none'}; it must be "

@@ -143,7 +143,7 @@ def absent(pattern: str, files: Collection[str]) -> list[str]:
     f"{before}-{number:0{len(count)}d}-of-{count}{after}"
     for (before, count, after), there in numbers.items()
     if int(count) <= _MAX_FILES
-    for number in range(int(count))
+    for number in _counted(int(count), there)
     if number not in there
   ]
   if not missing:
@@ -156,6 +156,11 @@ def absent(pattern: str, files: Collection[str]) -> list[str]:
     f"'{terminal.escaped(missing[0], limit=80)}'; get {them}, unless a part is "
     "meant."
   ]
+
+
+def _counted(count: int, there: Collection[int]) -> range:
+  """Returns the numbers of `count` files: from 0 on, or from 1 as some do."""
+  return range(1, count + 1) if count in there else range(count)
 
 
 def _listed(path: str, kind: str | None, suffix: str) -> list[str]:

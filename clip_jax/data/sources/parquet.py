@@ -29,6 +29,7 @@ kept in memory.
 
 import concurrent.futures
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import pyarrow as pa
@@ -44,10 +45,12 @@ from clip_jax.data.sources import (
   parquet_files,
   row_groups,
   rows,
+  shard,
   views,
 )
 from clip_jax.data.sources import columns as columns_lib
 
+_DIGITS = re.compile(r"\d+")
 _OPEN_THREADS = 8  # Hides the latency of network storage.
 LARGE_GROUP_BYTES = 4 * 2**20
 
@@ -169,23 +172,33 @@ def _mean_rows(footers: Mapping[str, row_groups.Footer]) -> int | None:
 def _note_short(footers: Mapping[str, row_groups.Footer]) -> Iterator[str]:
   """Yields a sentence where some files hold less than all others do.
 
-  The last file may hold what is left over, and damage is told elsewhere.
+  Files are alike whose names differ in numbers alone. The last of them may hold
+  what is left over, those that were filled evenly differ by one, and damage is
+  told elsewhere; so is what a file beside states.
   """
-  counts = {
-    name: sum(footer.rows)
-    for name, footer in list(footers.items())[:-1]
-    if footer.damage is None
-  }
-  most = max(counts.values(), default=0)
-  short = [name for name, count in counts.items() if count < most]
-  if short and 2 * len(short) < len(counts):
-    yield (
-      f"{terminal.counted(len(short), 'file')} of {len(footers)} "
-      f"{terminal.noun(len(short), 'holds', 'hold')} fewer records than the "
-      f"{most} of the others, such as "
-      f"'{terminal.escaped(short[0], limit=200)}', which has "
-      f"{counts[short[0]]}: one that was cut between two records looks whole."
-    )
+  alike: dict[str, list[str]] = {}
+  for name in footers:
+    alike.setdefault(_DIGITS.sub("0", name), []).append(name)
+  for names in alike.values():
+    counts = {
+      name: sum(footers[name].rows)
+      for name in names[:-1]
+      if footers[name].damage is None
+    }
+    most = max(counts.values(), default=0)
+    few = [name for name, count in counts.items() if count < most - 1]
+    if 2 * len(few) >= len(counts):
+      continue
+    stated = zip(few, shard.stated_counts(few), strict=True)
+    short = [name for name, count in stated if count is None]
+    if short:
+      yield (
+        f"{terminal.counted(len(short), 'file')} of {len(names)} "
+        f"{terminal.noun(len(short), 'holds', 'hold')} fewer records than the "
+        f"{most} of the others, such as "
+        f"'{terminal.escaped(short[0], limit=200)}', which has "
+        f"{counts[short[0]]}: one that was cut between two records looks whole."
+      )
 
 
 def _unread(listing: parquet_files.Listing, path: str, like: str) -> list[str]:
