@@ -103,22 +103,7 @@ def open_tables(
   for name, footer in list(footers.items()):
     if not columns.are_in(footer.schema):
       damages[name], lost[name] = "other_columns", sum(footers.pop(name).rows)
-  # A damaged file is taken to have had as many rows as the others have.
-  mean = _mean_rows(footers)
-  for name in damages:
-    total = sum(sum(footer.rows) for footer in footers.values())
-    usual = round(total / len(footers)) if mean is None else mean
-    lost.setdefault(name, max(1, usual))
-  sites = [(name, 0, reason) for name, reason in damages.items()]
-  for name, footer in footers.items():
-    if footer.damage is not None:
-      offset, reason, count = footer.damage
-      if count is None and mean is not None:
-        least = 0 if reason == row_groups.NO_END else 1
-        count = max(least, mean - sum(footer.rows))
-      if count != 0:
-        lost[name] = count
-      sites.append((name, offset, reason))
+  sites = _count_lost(footers, damages, lost)
   if any(footer.index is not None for footer in footers.values()):
     opener = row_groups.Reopen(opener, footers)
   classes = options.get("classes")
@@ -157,6 +142,39 @@ def open_tables(
   if not has_ends:
     source.account.notes.extend(_note_short(footers))
   return source if split is None else views.part(source, split)
+
+
+def _count_lost(
+  footers: Mapping[str, row_groups.Footer],
+  damages: Mapping[str, str],
+  lost: dict[str, int | None],
+) -> list[tuple[str, int, str]]:
+  """Returns where files are damaged, and why; adds their rows to `lost`.
+
+  A damaged file is taken to have had as many rows as the others have.
+
+  Args:
+    footers: of the files that are read.
+    damages: why each of the others is not.
+    lost: the rows that are known to be lost, by file; those of the other
+      damaged files are added.
+  """
+  mean = _mean_rows(footers)
+  for name in damages:
+    total = sum(sum(footer.rows) for footer in footers.values())
+    usual = round(total / len(footers)) if mean is None else mean
+    lost.setdefault(name, max(1, usual))
+  sites = [(name, 0, reason) for name, reason in damages.items()]
+  for name, footer in footers.items():
+    if footer.damage is not None:
+      offset, reason, count = footer.damage
+      if count is None and mean is not None:
+        least = 0 if reason == row_groups.NO_END else 1
+        count = max(least, mean - sum(footer.rows))
+      if count != 0:
+        lost[name] = count
+      sites.append((name, offset, reason))
+  return sites
 
 
 def _mean_rows(footers: Mapping[str, row_groups.Footer]) -> int | None:
