@@ -91,14 +91,8 @@ def test_what_native_code_prints_does_not_mix_with_json(quick):
   assert (done.stdout, done.stderr) == ("[\n  1\n]\nafter\n", "native chatter")
 
 
-def test_help_and_usage_errors_import_nothing_heavy():
-  heavy = ("jax", "flax", "numpy", "grain", "PIL", "transformers")
-  code = (
-    "import sys; from clip_jax import cli\n"
-    "try: cli.main(['models', '--jsn'])\n"
-    "except SystemExit: pass\n"
-    f"assert not set({heavy!r}) & set(sys.modules)"
-  )
+def _runs(code):
+  """Runs code in a Python of its own, which must not fail."""
   done = subprocess.run(
     [sys.executable, "-c", code],
     capture_output=True,
@@ -107,6 +101,17 @@ def test_help_and_usage_errors_import_nothing_heavy():
     cwd=pathlib.Path(cli.__file__).parents[2],
   )
   assert done.returncode == 0, done.stderr
+
+
+def test_help_and_usage_errors_import_nothing_heavy():
+  heavy = ("jax", "flax", "numpy", "grain", "PIL", "transformers")
+  code = (
+    "import sys; from clip_jax import cli\n"
+    "try: cli.main(['models', '--jsn'])\n"
+    "except SystemExit: pass\n"
+    f"assert not set({heavy!r}) & set(sys.modules)"
+  )
+  _runs(code)
 
 
 @pytest.mark.parametrize("action", ["inspect", "prepare", "curate"])
@@ -127,11 +132,4 @@ def test_looking_at_data_imports_no_jax(action, tmp_path):
     "heavy = {'jax', 'flax', 'grain', 'scipy', 'optax', 'transformers'}\n"
     "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
   )
-  done = subprocess.run(
-    [sys.executable, "-c", code],
-    capture_output=True,
-    text=True,
-    check=False,
-    cwd=pathlib.Path(cli.__file__).parents[2],
-  )
-  assert done.returncode == 0, done.stderr
+  _runs(code)

@@ -169,3 +169,7 @@ def test_data_without_a_kind_are_refused_before_a_model_is_looked_for(
   words, fails
 ):
   assert "does not say what kind of data it is" in fails(*words.split())
+
+
+def test_every_action_of_data_has_a_command_and_no_other_has():
+  assert verbs.DATA_ACTIONS.keys() == PARSERS["data"].actions.keys()

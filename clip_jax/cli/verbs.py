@@ -32,7 +32,7 @@ def _command(module: str, function: str) -> Callable[..., Any]:
   return call
 
 
-_DATA = {
+DATA_ACTIONS = {
   "inspect": _command("data", "inspect_data"),
   "prepare": _command("data", "prepare_data"),
   "doctor": _command("suite", "doctor"),
@@ -128,7 +128,7 @@ VERBS = {
   "data": Verb(
     "look at data, prepare it, or make a balanced part of it",
     data.add_data,
-    lambda arguments: _DATA[arguments.action](arguments),
+    lambda arguments: DATA_ACTIONS[arguments.action](arguments),
     check=data.check_data,
     has_actions=True,
   ),

@@ -147,7 +147,7 @@ def _few(result: dict[str, Any]) -> bool:
 
 
 def _calibration(found: dict[str, Any]) -> list[tuple[str, str]]:
-  # Of sigmoid models, too: their labels' own probabilities have no sum.
+  # Also of sigmoid models, whose own probabilities do not add up to 1.
   rows = [("calibration error (softmax)", f"{100 * found['ece']:.2f} %")]
   if found["temperature"] is not None:
     before, after = (

@@ -14,6 +14,7 @@ folders that they lead to are told and not read, unless `?links=follow` allows
 them.
 """
 
+import dataclasses
 import os
 import re
 from collections.abc import Iterator
@@ -28,6 +29,7 @@ from clip_jax.data.sources import (
   classified,
   disk,
   folder_files,
+  images_alone,
   naming,
   split_names,
   strings,
@@ -39,10 +41,10 @@ _LOOKED_AT = 16
 _NUMBERS = re.compile(rb"[\s\d.,;:+eE-]*")
 
 
-class ClassFolder:
+class ClassFolder(images_alone.ImagesAlone):
   """Images in folders that are named after their classes."""
 
-  templates = None
+  class_names: tuple[str, ...]
 
   def __init__(
     self,
@@ -52,35 +54,22 @@ class ClassFolder:
     account: account_lib.Account,
     within: str | None,
   ):
+    super().__init__(root, names, account=account, within=within)
     directories = classified.in_order({name.split(os.sep)[0] for name in names})
     self.class_names = tuple(map(_class_name, directories))
-    self.account = account
-    self._root = root
-    self._within = within
     self._labels = {name: label for label, name in enumerate(directories)}
-    self.names = self._names = strings.Strings(names)
-    self.fingerprint = folder_files.digest("classes", self._names)
+    self.fingerprint = folder_files.digest("classes", self.names)
 
   def labels(self) -> np.ndarray:
     """Returns the labels of all records, int64 (n,); reads no image."""
-    tops = (name.split(os.sep)[0] for name in self._names)
+    tops = (name.split(os.sep)[0] for name in self.names)
     return np.fromiter(map(self._labels.__getitem__, tops), np.int64)
 
-  def __len__(self) -> int:
-    return len(self._names)
-
   def __getitem__(self, index: int) -> record_lib.Record:
-    if not 0 <= index < len(self):
-      raise IndexError(index)
-    name = self._names[index]
-    label = self._labels[name.split(os.sep)[0]]
-    path = os.path.join(self._root, name)
-    return record_lib.Record(
-      image=folder_files.read_image(path, name, key=name, within=self._within),
-      texts=(self.class_names[label],),
-      key=name,
-      label=label,
-      path=path,
+    record = super().__getitem__(index)
+    label = self._labels[record.key.split(os.sep)[0]]
+    return dataclasses.replace(
+      record, texts=(self.class_names[label],), label=label
     )
 
 

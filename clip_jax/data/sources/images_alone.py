@@ -13,7 +13,8 @@ from clip_jax.data.sources import folder_files, strings
 class ImagesAlone:
   """The images below a folder, by their names relative to it."""
 
-  class_names = templates = None
+  class_names: tuple[str, ...] | None = None
+  templates = None
 
   def __init__(
     self,
@@ -26,16 +27,16 @@ class ImagesAlone:
     self.account = account
     self._root = root
     self._within = within
-    self.names = self._names = strings.Strings(names)
-    self.fingerprint = folder_files.digest("images", self._names)
+    self.names = strings.Strings(names)
+    self.fingerprint = folder_files.digest("images", self.names)
 
   def __len__(self) -> int:
-    return len(self._names)
+    return len(self.names)
 
   def __getitem__(self, index: int) -> record_lib.Record:
     if not 0 <= index < len(self):
       raise IndexError(index)
-    name = self._names[index]
+    name = self.names[index]
     path = os.path.join(self._root, name)
     return record_lib.Record(
       image=folder_files.read_image(path, name, key=name, within=self._within),
